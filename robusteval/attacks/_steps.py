@@ -1,0 +1,45 @@
+"""The projected-gradient loop that both the PGD attack and adversarial training run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from robusteval.threat import Norm, ThreatModel
+
+Objective = Callable[[Tensor], Tensor]
+"""Perturbed inputs (N, ...) -> the value to ascend, (N,)."""
+
+
+def steepest_step(grad: Tensor, threat: ThreatModel, size: float) -> Tensor:
+    """Return the step of length ``size`` in the threat's norm that ascends ``grad`` fastest.
+
+    L1 moves the 1 % of coordinates with the largest gradient equally (Tramer & Boneh 2019, arXiv 1904.13000).
+    """
+    if threat.norm is Norm.LINF:
+        return size * grad.sign()
+    flat = grad.flatten(1)
+    if threat.norm is Norm.L2:
+        length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(1e-12)
+        return (size * flat / length).view_as(grad)
+    count = max(1, flat.shape[1] // 100)
+    top = flat.abs().topk(count, dim=1).indices
+    direction = torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign())
+    return (size * direction / count).view_as(grad)
+
+
+def ascend(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, steps: int, size: float) -> Tensor:
+    """Take ``steps`` projected steepest-ascent steps of length ``size`` from ``start``; return the last point.
+
+    Only the gradient with respect to the input is taken; clipping happens outside the graph.
+    """
+    point = start.detach()
+    for _ in range(steps):
+        point = point.requires_grad_()
+        with torch.enable_grad():
+            value = objective(point).sum()
+        (grad,) = torch.autograd.grad(value, point)
+        point = threat.project(x, point.detach() + steepest_step(grad, threat, size))
+    return point

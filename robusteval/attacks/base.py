@@ -1,0 +1,38 @@
+"""What an attack is: a pure function from correctly classified inputs to candidates for adversarial inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from robusteval.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Candidates (N, C, H, W), float32, one per input; the harness decides which of them are adversarial.
+
+    ``notes`` says, once per kind of event, what the attack itself found odd or had to adapt.
+    """
+
+    candidates: Tensor
+    notes: tuple[str, ...] = field(default=())
+
+
+class Attack(Protocol):
+    """An attack plug-in: a frozen dataclass of hyper-parameters.
+
+    ``x`` is (N, C, H, W) float32 in [0,1], ``y`` (N,) int64; ``model`` maps ``x`` to logits, is in eval mode
+    and has frozen parameters. ``seed`` is the only source of randomness: the global generators, the model's
+    mode, hooks, gradients and flags are left as found.
+    """
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> AttackResult:
+        """Return one candidate per input."""
+        ...
+
+    def supports(self, threat: ThreatModel) -> bool:
+        """Say whether the attack is defined for ``threat``."""
+        ...

@@ -1,0 +1,102 @@
+"""What a model is: a classifier on inputs in [0,1] that owns its normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.errors import RobustevalError
+
+Shape = tuple[int, int, int]
+
+
+class Architecture(Protocol):
+    """An architecture plug-in: a frozen dataclass of hyper-parameters that builds networks."""
+
+    def build(self, shape: Shape, num_classes: int) -> nn.Module:
+        """Return a fresh network from normalised images (N, *shape) to logits (N, num_classes).
+
+        Raises `UsageError` when the architecture cannot take inputs of this shape.
+        """
+        ...
+
+
+class Classifier(nn.Module):
+    """``x in [0,1] -> backbone((x - mean) / std)``; mean and std are buffers, saved with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) for images (N, C, H, W) in [0,1]."""
+        logits: Tensor = self.backbone((x - self.mean) / self.std)
+        return logits
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be evaluated, with the facts a report states about it.
+
+    ``module`` maps (N, C, H, W) in [0,1] to logits. ``num_classes`` and ``shape`` are None when the source
+    does not say. ``trained_on`` and ``threat`` come from the training run, where there was one.
+    """
+
+    module: nn.Module
+    name: str
+    source: str
+    architecture: str
+    num_classes: int | None = None
+    shape: Shape | None = None
+    extra_data: bool | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Loader(Protocol):
+    """A zoo plug-in, for specs ``<file name>:<rest>``: a frozen dataclass."""
+
+    def load(self, rest: str, shape: Shape, num_classes: int) -> LoadedModel:
+        """Load the model called ``rest``; raise `UsageError` or `RobustevalError` when it cannot."""
+        ...
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Put ``module`` in eval mode with no parameter gradients; afterwards every flag is as it was found."""
+    modes = {part: part.training for part in module.modules()}
+    flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    module.eval()
+    for parameter in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def check_fit(module: nn.Module, shape: Shape, num_classes: int, what: str) -> None:
+    """Run one blank image through ``module``; raise `RobustevalError` unless it gives ``num_classes`` logits."""
+    reference = next(module.parameters(), torch.zeros(1))
+    blank = torch.full((2, *shape), 0.5, device=reference.device)
+    with torch.no_grad(), frozen(module):
+        try:
+            logits = module(blank)
+        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise RobustevalError(f"{what} does not accept inputs of shape {shape}: {reason}") from error
+    got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != (2, num_classes):
+        raise RobustevalError(f"{what} returns {got} for 2 inputs of shape {shape}; expected (2, {num_classes}).")

@@ -1,0 +1,138 @@
+"""Threat models: which inputs an adversary may present in place of ``x``."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from robusteval.errors import UsageError, unknown
+
+BUDGET_TOLERANCE = 1e-6
+"""Slack, in pixel units of [0, 1], that float32 rounding of ``x + delta`` is allowed."""
+
+_DECIMAL = re.compile(r"\d+(\.\d*)?|\.\d+")
+_RATIO = re.compile(r"(\d+)/(\d+)")
+
+
+class Norm(StrEnum):
+    """The norm that bounds a perturbation; values are spelled as AutoAttack and RobustBench do."""
+
+    LINF = "Linf"
+    L2 = "L2"
+    L1 = "L1"
+
+    @classmethod
+    def parse(cls, text: str) -> Norm:
+        """Return the norm called ``text``, whatever its case; raise `UsageError` otherwise."""
+        for norm in cls:
+            if norm.value.lower() == text.strip().lower():
+                return norm
+        raise unknown("norm", text, [norm.value for norm in cls])
+
+
+def parse_eps(text: str) -> Fraction:
+    """Parse ``"8/255"`` or ``"0.5"`` exactly; raise `UsageError` unless it is positive and finite."""
+    cleaned = text.strip()
+    ratio = _RATIO.fullmatch(cleaned)
+    if ratio and int(ratio[2]) == 0:
+        raise UsageError(f"eps '{text}' divides by zero; write a positive fraction such as 8/255.")
+    if not ratio and not _DECIMAL.fullmatch(cleaned):
+        raise UsageError(f"eps '{text}' is not a number; write a fraction such as 8/255 or a decimal such as 0.5.")
+    eps = Fraction(int(ratio[1]), int(ratio[2])) if ratio else Fraction(cleaned)
+    if eps == 0:
+        raise UsageError(f"eps '{text}' is zero: clean accuracy needs no attack; give a positive eps such as 8/255.")
+    return eps
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """The ball ``{x' in [0,1]^d : ||x' - x||_p <= eps}`` around every input ``x``.
+
+    ``label`` keeps the spelling the user gave, so that "0.031" and "8/255" stay visibly different.
+    """
+
+    norm: Norm
+    eps: Fraction
+    label: str
+
+    @classmethod
+    def parse(cls, norm: str, eps: str) -> ThreatModel:
+        """Build a threat model from two strings; raise `UsageError` for anything that is not one."""
+        parsed_norm, parsed_eps = Norm.parse(norm), parse_eps(eps)
+        if parsed_norm is Norm.LINF and parsed_eps > 1:
+            raise UsageError(f"eps '{eps}' is above 1, the whole input range [0, 1] in Linf; did you mean {eps}/255?")
+        return cls(parsed_norm, parsed_eps, eps.strip())
+
+    @property
+    def radius(self) -> float:
+        """``eps`` as a float64."""
+        return float(self.eps)
+
+    def __str__(self) -> str:
+        return f"{self.norm.value} {self.label}"
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return ``||x_adv - x||_p`` per sample, computed in float64. Shapes (N, ...) -> (N,)."""
+        delta = _flat(x_adv.double() - x.double())
+        order = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}[self.norm]
+        return torch.linalg.vector_norm(delta, ord=order, dim=1)
+
+    def contains(self, x: Tensor, x_adv: Tensor, tolerance: float = BUDGET_TOLERANCE) -> Tensor:
+        """Return, per sample, whether ``x_adv`` is finite, in [0,1] and within ``eps + tolerance`` of ``x``."""
+        flat = _flat(x_adv)
+        boxed = (flat >= 0).all(1) & (flat <= 1).all(1)
+        return boxed & (self.distance(x, x_adv) <= self.radius + tolerance)
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Move ``x_adv`` into the ball and the box. Never differentiate through it.
+
+        For L2 and L1 the point is projected on the ball, then clipped; as ``x`` lies in the box, clipping
+        only shortens the perturbation, so the result satisfies both.
+        """
+        delta = x_adv - x
+        if self.norm is Norm.LINF:
+            delta = delta.clamp(-self.radius, self.radius)
+        elif self.norm is Norm.L2:
+            size = torch.linalg.vector_norm(_flat(delta), dim=1).clamp_min(1e-12)
+            delta = delta * _per_sample((self.radius / size).clamp_max(1.0), delta)
+        else:
+            delta = _project_l1(delta, self.radius)
+        return (x + delta).clamp(0.0, 1.0)
+
+    def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        """Draw one point per sample: uniform in the Linf and L2 balls, on random L1 rays; clipped to [0,1]."""
+        if self.norm is Norm.LINF:
+            noise = torch.rand(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
+            return self.project(x, x + self.radius * (2 * noise - 1))
+        noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
+        order = 2 if self.norm is Norm.L2 else 1
+        noise = noise / _per_sample(torch.linalg.vector_norm(_flat(noise), ord=order, dim=1), noise)
+        length = torch.rand(len(x), generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
+        if self.norm is Norm.L2:
+            length = length ** (1 / _flat(x).shape[1])
+        return self.project(x, x + self.radius * noise * _per_sample(length, noise))
+
+
+def _project_l1(delta: Tensor, radius: float) -> Tensor:
+    """Project each row on the L1 ball (Duchi et al. 2008, ICML): soft-threshold at the exact level."""
+    flat = _flat(delta)
+    magnitude, _ = flat.abs().sort(dim=1, descending=True)
+    rank = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=flat.dtype)
+    level = (magnitude.cumsum(1) - radius) / rank
+    active = (magnitude > level).sum(1, keepdim=True).clamp_min(1)
+    threshold = level.gather(1, active - 1).clamp_min(0)
+    return (flat.sign() * (flat.abs() - threshold).clamp_min(0)).view_as(delta)

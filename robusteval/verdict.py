@@ -1,0 +1,38 @@
+"""The four-valued verdict on one sample, the only result state there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch import Tensor
+
+
+class Verdict(StrEnum):
+    """What is known about one sample under one threat model.
+
+    MISCLASSIFIED: the clean input is already wrong. BROKEN: an adversarial input was found and re-checked.
+    CERTIFIED: a sound method proved that none exists. UNKNOWN: neither.
+    """
+
+    MISCLASSIFIED = "misclassified"
+    BROKEN = "broken"
+    UNKNOWN = "unknown"
+    CERTIFIED = "certified"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certifier's answer for one sample: a proof, or why there is none."""
+
+    proved: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An adversarial input, re-checked by the harness. ``x_adv`` is float32 (C, H, W) in [0,1]."""
+
+    x_adv: Tensor
+    prediction: int
+    distance: float
