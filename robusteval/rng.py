@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
@@ -16,3 +19,25 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
     """Return a CPU generator for ``purpose``; CPU, so that a GPU run draws the same numbers."""
     return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+
+
+@dataclass(frozen=True)
+class SampleRng:
+    """The randomness of an attack on some samples: a stream per sample, and one seed for the whole batch.
+
+    A method that draws from the streams treats a sample alike in any company. ``batch`` serves libraries
+    that draw for a whole batch at once.
+    """
+
+    seed: int
+    ids: tuple[int, ...]
+    batch: int
+
+    def draw(self, sampler: Callable[[Tensor, torch.Generator], Tensor], x: Tensor, *purpose: str | int) -> Tensor:
+        """Apply ``sampler(x[i:i+1], stream of sample i)`` to each sample of ``x`` (N, ...) and stack the results."""
+        drawn = [sampler(x[i : i + 1], generator(self.seed, *purpose, sample)) for i, sample in enumerate(self.ids)]
+        return torch.cat(drawn)
+
+    def take(self, rows: Tensor) -> SampleRng:
+        """Return the randomness of the samples at ``rows``."""
+        return replace(self, ids=tuple(self.ids[row] for row in rows.tolist()))

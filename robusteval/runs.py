@@ -17,6 +17,8 @@ from robusteval.settings import flatten
 
 CONFIG = "config.json"
 EVENTS = "events.jsonl"
+LAUNCH = "launch.json"
+"""Where a run's data lay and how it was started: facts that a resumed run may change."""
 
 
 def canonical_json(value: Any) -> str:

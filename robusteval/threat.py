@@ -89,7 +89,8 @@ class ThreatModel:
         """Return ``||x_adv - x||_p`` per sample, computed in float64. Shapes (N, ...) -> (N,)."""
         delta = _flat(x_adv.double() - x.double())
         order = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}[self.norm]
-        return torch.linalg.vector_norm(delta, ord=order, dim=1)
+        size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
+        return size
 
     def contains(self, x: Tensor, x_adv: Tensor, tolerance: float = BUDGET_TOLERANCE) -> Tensor:
         """Return, per sample, whether ``x_adv`` is finite, in [0,1] and within ``eps + tolerance`` of ``x``."""

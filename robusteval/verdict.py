@@ -31,8 +31,12 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Witness:
-    """An adversarial input, re-checked by the harness. ``x_adv`` is float32 (C, H, W) in [0,1]."""
+    """An adversarial input, re-checked by the harness.
+
+    ``x_adv`` is float32 (C, H, W) in [0,1]; ``margin`` is ``z_y - max_{k != y} z_k`` there, negative or zero.
+    """
 
     x_adv: Tensor
     prediction: int
     distance: float
+    margin: float

@@ -13,18 +13,21 @@ Objective = Callable[[Tensor], Tensor]
 """Perturbed inputs (N, ...) -> the value to ascend, (N,)."""
 
 
-def steepest_step(grad: Tensor, threat: ThreatModel, size: float) -> Tensor:
+def steepest_step(grad: Tensor, point: Tensor, threat: ThreatModel, size: float) -> Tensor:
     """Return the step of length ``size`` in the threat's norm that ascends ``grad`` fastest.
 
-    L1 moves the 1 % of coordinates with the largest gradient equally (Tramer & Boneh 2019, arXiv 1904.13000).
+    L1 moves equally the 5 % of coordinates with the largest gradient among those that the box [0,1] lets move
+    (Tramer & Boneh 2019, arXiv 1904.13000).
     """
+    flat: Tensor = grad.flatten(1)
     if threat.norm is Norm.LINF:
-        return size * grad.sign()
-    flat = grad.flatten(1)
+        return grad.sign().mul(size)
     if threat.norm is Norm.L2:
         length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(1e-12)
         return (size * flat / length).view_as(grad)
-    count = max(1, flat.shape[1] // 100)
+    count = max(1, flat.shape[1] // 20)
+    stuck = ((point <= 0) & (grad < 0)) | ((point >= 1) & (grad > 0))
+    flat = flat.masked_fill(stuck.flatten(1), 0.0)
     top = flat.abs().topk(count, dim=1).indices
     direction = torch.zeros_like(flat).scatter(1, top, flat.gather(1, top).sign())
     return (size * direction / count).view_as(grad)
@@ -41,5 +44,6 @@ def ascend(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, 
         with torch.enable_grad():
             value = objective(point).sum()
         (grad,) = torch.autograd.grad(value, point)
-        point = threat.project(x, point.detach() + steepest_step(grad, threat, size))
+        point = point.detach()
+        point = threat.project(x, point + steepest_step(grad, point, threat, size))
     return point

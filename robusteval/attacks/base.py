@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
 
 
@@ -14,22 +15,24 @@ from robusteval.threat import ThreatModel
 class AttackResult:
     """Candidates (N, C, H, W), float32, one per input; the harness decides which of them are adversarial.
 
-    ``notes`` says, once per kind of event, what the attack itself found odd or had to adapt.
+    ``adaptations`` says where the attack had to depart from its definition, ``warnings`` what it found odd about
+    the model; each sentence once.
     """
 
     candidates: Tensor
-    notes: tuple[str, ...] = field(default=())
+    adaptations: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Attack(Protocol):
     """An attack plug-in: a frozen dataclass of hyper-parameters.
 
     ``x`` is (N, C, H, W) float32 in [0,1], ``y`` (N,) int64; ``model`` maps ``x`` to logits, is in eval mode
-    and has frozen parameters. ``seed`` is the only source of randomness: the global generators, the model's
+    and has frozen parameters. ``rng`` is the only source of randomness: the global generators, the model's
     mode, hooks, gradients and flags are left as found.
     """
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> AttackResult:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return one candidate per input."""
         ...
 

@@ -1,1 +1,1 @@
-""""""
+"""Published robustness figures to compare with, as package data."""

@@ -1,1 +1,65 @@
-""""""
+"""The command line: a click group that imports a command only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from robusteval.errors import RobustevalError, nearest
+
+COMMANDS = {
+    "train": "Train a robust classifier (SOVR on digits unless told otherwise).",
+    "evaluate": "Attack a model, bracket its robust accuracy and write a report.",
+    "validate": "Check a report against its schema and against itself.",
+    "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
+}
+INTERRUPTED = 130
+
+
+class LazyGroup(click.Group):
+    """Commands live in `robusteval/cli/<name>.py`, as the function `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the command names in the order a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import the command; suggest the nearest name if there is none."""
+        if name not in COMMANDS:
+            ctx.fail(f"no command '{name}'.{nearest(name, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+        module = importlib.import_module(f"robusteval.cli.{name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="robusteval")
+def group() -> None:
+    """Train robust image classifiers and measure, from both sides, how robust they really are."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 a check failed, 130 interrupted."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic cuBLAS; read when CUDA starts
+    try:
+        group.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except RobustevalError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; the same command resumes where this one stopped.", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as in `| head`; not an error
+        sys.exit(0)

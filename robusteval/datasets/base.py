@@ -66,8 +66,8 @@ class TensorPixels:
 
     def update_hash(self, sha: hashlib._Hash, rows: Tensor) -> None:
         """Hash the raw array bytes, 1024 images at a time."""
-        for part in rows.split(1024):
-            sha.update(self.data[part].contiguous().numpy().tobytes())
+        for start in range(0, len(rows), 1024):
+            sha.update(self.data[rows[start : start + 1024]].numpy().tobytes())
 
 
 @dataclass(frozen=True)
@@ -111,17 +111,25 @@ class Dataset(Protocol):
         ...
 
 
+def interleave(labels: Tensor) -> Tensor:
+    """Return the order (N,) int64 in which every prefix has each class in its overall proportion.
+
+    Sample k of a class of n has the key (k + 1/2) / n, so a prefix is within one sample per class of its share;
+    equal classes come out round robin. Within a class, and between equal keys, the given order is kept.
+    """
+    keys = torch.zeros(len(labels), dtype=torch.float64)
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero().squeeze(1)
+        keys[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    return keys.argsort(stable=True)
+
+
 def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     """Cut a class-stratified validation split of ``count`` samples off; return (rest, validation)."""
     if not 0 < count < len(split):
         raise UsageError(f"a validation split of {count} cannot be cut from {len(split)} training samples.")
     order = torch.randperm(len(split), generator=generator(seed, "validation split"))
-    labels = split.labels[order]
-    within = torch.zeros(len(split), dtype=torch.float64)
-    for label in labels.unique():
-        member = (labels == label).nonzero().squeeze(1)
-        within[member] = (torch.arange(len(member), dtype=torch.float64) + 0.5) / len(member)
-    chosen = order[within.argsort(stable=True)[:count]].sort().values
+    chosen = order[interleave(split.labels[order])[:count]].sort().values
     keep = torch.ones(len(split), dtype=torch.bool)
     keep[chosen] = False
     return split.take(keep.nonzero().squeeze(1)), split.take(chosen)

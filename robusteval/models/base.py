@@ -21,7 +21,8 @@ class Architecture(Protocol):
     def build(self, shape: Shape, num_classes: int) -> nn.Module:
         """Return a fresh network from normalised images (N, *shape) to logits (N, num_classes).
 
-        Raises `UsageError` when the architecture cannot take inputs of this shape.
+        Raises `UsageError` when the architecture cannot take inputs of this shape. It must also work under
+        ``torch.device("meta")``: stored weights are compared with the meta network before memory is taken.
         """
         ...
 
@@ -35,8 +36,8 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.backbone = backbone
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, K) for images (N, C, H, W) in [0,1]."""
@@ -49,7 +50,7 @@ class LoadedModel:
     """A model ready to be evaluated, with the facts a report states about it.
 
     ``module`` maps (N, C, H, W) in [0,1] to logits. ``num_classes`` and ``shape`` are None when the source
-    does not say. ``trained_on`` and ``threat`` come from the training run, where there was one.
+    does not say. ``training`` holds the facts of the training run, where there was one.
     """
 
     module: nn.Module
@@ -88,15 +89,22 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def check_fit(module: nn.Module, shape: Shape, num_classes: int, what: str) -> None:
-    """Run one blank image through ``module``; raise `RobustevalError` unless it gives ``num_classes`` logits."""
+    """Raise `RobustevalError` unless ``module`` gives two grey images ``num_classes`` finite logits each."""
     reference = next(module.parameters(), torch.zeros(1))
     blank = torch.full((2, *shape), 0.5, device=reference.device)
     with torch.no_grad(), frozen(module):
         try:
             logits = module(blank)
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise RobustevalError(f"{what} does not accept inputs of shape {shape}: {reason}") from error
+        except Exception as error:  # the module may be anybody's code
+            raise RobustevalError(f"{what} does not accept inputs of shape {shape}: {summary(error)}") from error
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != (2, num_classes):
         raise RobustevalError(f"{what} returns {got} for 2 inputs of shape {shape}; expected (2, {num_classes}).")
+    if not logits.isfinite().all():
+        raise RobustevalError(f"{what} returns NaN or infinite logits for a grey image, so it cannot be evaluated.")
+
+
+def summary(error: BaseException) -> str:
+    """Return the kind and the first line of an error from code that is not ours, ending in a full stop."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}." if lines else f"{type(error).__name__}."

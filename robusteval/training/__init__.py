@@ -1,1 +1,1 @@
-""""""
+"""Training: settings, objectives' protocol, the inner adversary and the resumable loop."""

@@ -1,0 +1,109 @@
+"""AutoAttack's components, as pyautoattack runs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pyautoattack
+import torch
+from torch import Tensor, nn
+
+from robusteval.attacks.base import AttackResult
+from robusteval.errors import UsageError
+from robusteval.rng import SampleRng
+from robusteval.threat import Norm, ThreatModel
+
+Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
+FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""Fewest classes for which a component's DLR loss is defined."""
+
+
+@dataclass
+class _Log:
+    """Stands in for AutoAttack's logger and keeps its warnings, without the counts that vary from call to call."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def warning(self, message: str) -> None:
+        self.warnings.append(re.sub(r"there are \d+ points", "there are points", message))
+
+
+@contextmanager
+def _global_rng_restored() -> Iterator[None]:
+    """AutoAttack seeds torch's global generators; give them back as they were."""
+    cpu = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all()  # an empty list without CUDA
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        if gpus:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+def _margin_loss_of(attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return ``z_t - z_y`` for the target APGD is at: the targeted DLR loss without its four-class scale."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        rows = torch.arange(len(logits), device=logits.device)
+        target: Tensor = attack.y_target
+        return logits[rows, target] - logits[rows, y]
+
+    return loss
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """One component of AutoAttack standard (Croce & Hein 2020, arXiv 2003.01690), run by pyautoattack.
+
+    Every component starts from the clean inputs and is seeded with the batch's one seed, as AutoAttack does:
+    the inputs given are one AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes; with
+    fewer than four the targeted DLR loss, which is undefined there, gives way to the plain margin. Both are noted.
+    """
+
+    component: Component
+
+    def supports(self, threat: ThreatModel) -> bool:
+        """Linf, L2 and L1."""
+        return threat.norm in (Norm.LINF, Norm.L2, Norm.L1)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
+        """Return what the component's `perturb` returns, float32."""
+        log = _Log()
+        with _global_rng_restored(), torch.no_grad():
+            classes = model(x[:1]).shape[1]
+            suite = pyautoattack.AutoAttack(
+                model, norm=threat.norm.value, eps=threat.radius, seed=rng.batch, version="standard", device=x.device
+            )
+            suite.apgd.logger = suite.apgd_targeted.logger = log
+            adaptations = self._adapt(suite, classes)
+            candidates = self._perturb_of(suite)(x.clone(), y.clone())
+        return AttackResult(candidates.detach(), tuple(adaptations), tuple(dict.fromkeys(log.warnings)))
+
+    def _adapt(self, suite: Any, classes: int) -> list[str]:
+        """Make the component work for few classes; return what had to change."""
+        adaptations = []
+        if classes < FEWEST_CLASSES.get(self.component, 2):
+            if self.component == "apgd-dlr":
+                raise UsageError(f"apgd-dlr needs at least 3 classes; the model has {classes}.")
+            suite.apgd_targeted.dlr_loss_targeted = _margin_loss_of(suite.apgd_targeted)
+            adaptations.append(f"apgd-t: margin z_t - z_y as loss, as targeted DLR is undefined for {classes} classes")
+        for name, attack in (("apgd-t", suite.apgd_targeted), ("fab-t", suite.fab)):
+            if self.component == name and attack.n_target_classes > classes - 1:
+                adaptations.append(f"{name}: {classes - 1} targets instead of {attack.n_target_classes}")
+                attack.n_target_classes = classes - 1
+        return adaptations
+
+    def _perturb_of(self, suite: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the `perturb` that AutoAttack's own loop would call, set up as that loop does."""
+        suite.fab.targeted, suite.fab.n_restarts = True, 1
+        suite.apgd.loss = "dlr" if self.component == "apgd-dlr" else "ce"
+        attack = {"apgd-t": suite.apgd_targeted, "fab-t": suite.fab, "square": suite.square}.get(
+            self.component, suite.apgd
+        )
+        perturb: Callable[[Tensor, Tensor], Tensor] = attack.perturb
+        return perturb

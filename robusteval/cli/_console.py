@@ -1,0 +1,28 @@
+"""Where output goes: results on stdout, progress and warnings on stderr."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def progress() -> Progress:
+    """Return a progress display on stderr: description, bar, count, elapsed time, time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[status]}"),
+        console=err,
+    )
+
+
+def warn(message: str) -> None:
+    """Print a warning on stderr."""
+    err.print(f"[yellow]warning:[/yellow] {message}")

@@ -1,0 +1,49 @@
+"""`list`: name every plug-in without importing any."""
+
+from __future__ import annotations
+
+import json
+
+import click
+from rich.table import Table
+
+from robusteval.cli import _console
+from robusteval.errors import unknown
+
+KINDS = {
+    "objectives": ("objective", "trainers"),
+    "attacks": ("attack", "attacks"),
+    "certifiers": ("certifier", "certifiers"),
+    "datasets": ("dataset", "datasets"),
+    "models": ("architecture", "models"),
+    "sources": ("model source", "models.zoo"),
+}
+
+
+def _describe(kind: str) -> dict[str, str]:
+    from robusteval.catalog import Catalog
+    from robusteval.suites import describe_suites
+
+    return describe_suites() if kind == "suites" else Catalog(*KINDS[kind]).describe()
+
+
+@click.command("list")
+@click.argument("kinds", nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON record on stdout.")
+def command(kinds: tuple[str, ...], as_json: bool) -> None:
+    """Name all plug-ins, or those of the given KINDS: objectives, attacks, certifiers, datasets, models, sources,
+    suites.
+    """  # noqa: D205
+    known = [*KINDS, "suites"]
+    for kind in kinds:
+        if kind not in known:
+            raise unknown("kind of plug-in", kind, known)
+    found = {kind: _describe(kind) for kind in kinds or known}
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for kind, plugins in found.items():
+        table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, summary in plugins.items():
+            table.add_row(name, summary)
+        _console.out.print(table if plugins else f"{kind}: none yet", style="")

@@ -1,0 +1,86 @@
+"""Chunk files: what a chunk's judgement looks like on disk.
+
+The witnesses are written first, the rows last: a chunk is done exactly when its rows are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from robusteval.catalog import first_problem
+from robusteval.errors import RobustevalError
+from robusteval.evaluation.judge import Judgement
+from robusteval.report import SampleRow, StageResult
+from robusteval.runs import write_atomic
+
+CHUNKS, WITNESSES = "chunks", "witnesses"
+
+
+class ChunkResult(BaseModel):
+    """Rows and stage costs of one chunk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: tuple[SampleRow, ...]
+    stages: tuple[StageResult, ...]
+
+
+def chunk_path(run: Path, index: int) -> Path:
+    """Where the rows of chunk ``index`` are."""
+    return run / CHUNKS / f"{index:05d}.json"
+
+
+def witness_path(run: Path, index: int) -> Path:
+    """Where the witnesses of chunk ``index`` are."""
+    return run / WITNESSES / f"{index:05d}.safetensors"
+
+
+def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
+    """Write a judged chunk: tensors `ids` (M,) int64 and `x_adv` (M, C, H, W) float32, then its rows."""
+    if judgement.witnesses:
+        tensors = {
+            "ids": torch.tensor(list(judgement.witnesses), dtype=torch.int64),
+            "x_adv": torch.stack([witness.x_adv for witness in judgement.witnesses.values()]),
+        }
+        write_atomic(witness_path(run, index), safetensors.torch.save(tensors))
+    result = ChunkResult(rows=judgement.rows, stages=judgement.stages)
+    write_atomic(chunk_path(run, index), result.model_dump_json().encode())
+
+
+def load_chunk(run: Path, index: int) -> ChunkResult:
+    """Read a finished chunk; raise `RobustevalError` when it is damaged."""
+    path = chunk_path(run, index)
+    try:
+        return ChunkResult.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise RobustevalError(f"'{path}' is damaged ({first_problem(error)}) Delete it and resume.") from error
+
+
+def load_witnesses(path: Path) -> tuple[list[int], Tensor]:
+    """Read a witness file: ids and inputs (M, C, H, W); raise `RobustevalError` when it is damaged."""
+    try:
+        tensors = safetensors.torch.load_file(path)
+        return tensors["ids"].tolist(), tensors["x_adv"]
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise RobustevalError(f"witness file '{path}' is damaged: {error}.") from error
+
+
+def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResult, ...]:
+    """Add up what the stages did over all chunks; each note is kept once."""
+    merged = []
+    for parts in zip(*results, strict=True):
+        sums = {key: sum(getattr(part, key) for part in parts) for key in _SUMMED}
+        said = {key: tuple(dict.fromkeys(text for part in parts for text in getattr(part, key))) for key in _SAID}
+        merged.append(parts[0].model_copy(update={**sums, **said}))
+    return tuple(merged)
+
+
+_SUMMED = ("entered", "closed", "rejected", "forward", "backward", "seconds")
+_SAID = ("adaptations", "warnings")

@@ -1,0 +1,63 @@
+"""The settings of an evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import field_validator
+
+from robusteval.errors import UsageError
+from robusteval.settings import PluginSpec, Settings
+
+MIN_BATCH = 16
+EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers"})
+"""Settings that say where things are or how to run, and cannot change a verdict."""
+
+
+class EvalConfig(Settings):
+    """Everything `evaluate` can be told. ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images
+    the device holds at once (None: a chunk), ``limit`` the number of test images from the start (None: all).
+    ``model``, ``dataset``, ``norm`` and ``eps`` may be None until `defaults.fill_in` has filled them in.
+    """
+
+    model: str | None = None
+    architecture: PluginSpec | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    download: bool = False
+    norm: str | None = None
+    eps: str | None = None
+    suite: str = "standard"
+    limit: int | None = None
+    seed: int = 0
+    chunk_size: int = 250
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    extra_data: bool | None = None
+    allow: tuple[str, ...] = ()
+
+    @field_validator("limit", "chunk_size", "workers")
+    @classmethod
+    def _positive(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
+            raise ValueError("give at least 1")
+        return value
+
+    @field_validator("batch_size")
+    @classmethod
+    def _fills_the_kernels(cls, value: int | None) -> int | None:
+        if value is not None and value < MIN_BATCH:
+            raise ValueError(f"give at least {MIN_BATCH}; smaller batches change float32 results")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share."""
+        settings: dict[str, Any] = self.model_dump(mode="json", exclude=set(EXECUTION_ONLY))
+        return settings
+
+
+def check_seed(seed: int) -> None:
+    """Raise `UsageError` unless ``seed`` is one that every library accepts."""
+    if not 0 <= seed < 2**31:
+        raise UsageError(f"seed {seed} is out of range; give one from 0 to {2**31 - 1}.")

@@ -1,0 +1,116 @@
+"""What one evaluation needs, loaded and checked, and how it judges one chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from robusteval.datasets.base import Split
+from robusteval.datasets.open import open_dataset
+from robusteval.errors import UsageError
+from robusteval.evaluation.chunks import ChunkResult, save_chunk
+from robusteval.evaluation.config import EvalConfig, check_seed
+from robusteval.evaluation.defaults import customary_eps, fill_in
+from robusteval.evaluation.judge import judge
+from robusteval.evaluation.preflight import SAMPLES, inspect, refuse_unless_allowed
+from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.suite import Suite, load_suite
+from robusteval.models.base import LoadedModel, check_fit, frozen
+from robusteval.models.io import load_model, weights_digest
+from robusteval.provenance import cpu_count, deterministic, pick_device
+from robusteval.report import Finding
+from robusteval.rng import SampleRng, derive_seed
+from robusteval.threat import Norm, ThreatModel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything an evaluation needs, loaded and checked. ``split`` holds only the samples to evaluate."""
+
+    config: EvalConfig
+    model: LoadedModel
+    split: Split
+    available: int
+    threat: ThreatModel
+    suite: Suite
+    device: torch.device
+
+    @property
+    def chunks(self) -> range:
+        """Indices of all chunks."""
+        return range(-(-len(self.split) // self.config.chunk_size))
+
+    @property
+    def batch_size(self) -> int:
+        """Images on the device at once."""
+        return min(self.config.batch_size or self.config.chunk_size, self.config.chunk_size)
+
+    @property
+    def workers(self) -> int:
+        """Processes: by default one per CPU core, one on an accelerator; never more than chunks."""
+        default = cpu_count() if self.device.type == "cpu" else 1
+        return min(self.config.workers or default, len(self.chunks))
+
+
+def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
+    """Load data, model and suite; raise `UsageError` or `RobustevalError` for what does not fit together.
+
+    ``model`` replaces loading ``config.model``, for a model that exists only in this process.
+    """
+    check_seed(config.seed)
+    if model is None:
+        config = fill_in(config)
+    norm, device = config.norm or Norm.LINF.value, pick_device(config.device)
+    if config.eps is not None:
+        ThreatModel.parse(norm, config.eps)  # a wrong budget is said before any file is read
+    whole = open_dataset(config.dataset or "digits", config.data_dir, config.download).load("test")
+    split = whole.take(slice(0, config.limit)) if config.limit else whole
+    info = split.info
+    if info.num_classes < 2 or len(split) == 0:
+        raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
+    threat = ThreatModel.parse(norm, config.eps or customary_eps(info, norm))
+    suite = load_suite(config.suite, threat)
+    if model is None:
+        model = load_model(str(config.model), config.architecture, info.shape, info.num_classes)
+    config = config.model_copy(update={"norm": threat.norm.value, "eps": threat.label})
+    check_fit(model.module, info.shape, info.num_classes, f"model '{model.name}'")
+    model.module.to(device)
+    return Plan(config, model, split, len(whole), threat, suite, device)
+
+
+def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None] = lambda stage: None) -> ChunkResult:
+    """Judge chunk ``index`` on one CPU thread and write it to ``folder``."""
+    size = plan.config.chunk_size
+    rows = slice(index * size, (index + 1) * size)
+    x = plan.split.images(rows).to(plan.device)
+    ids, y = plan.split.ids[rows], plan.split.labels[rows].to(plan.device)
+    rng = SampleRng(plan.config.seed, tuple(ids.tolist()), derive_seed(plan.config.seed, "chunk", index))
+    with deterministic(threads=1), frozen(plan.model.module) as module:
+        probe = Probe(module, plan.batch_size)
+        judgement = judge(probe, x, y, ids, plan.threat, plan.suite.stages(), rng, plan.suite.skip_certified, told)
+    save_chunk(folder, index, judgement)
+    return ChunkResult(rows=judgement.rows, stages=judgement.stages)
+
+
+def preflight(plan: Plan) -> list[Finding]:
+    """Run the checks on the first samples; raise `RobustevalError` for what is not allowed."""
+    x, y = plan.split.images(slice(0, SAMPLES)).to(plan.device), plan.split.labels[:SAMPLES].to(plan.device)
+    found_training = plan.model.module.training
+    with deterministic(threads=1), frozen(plan.model.module) as module:
+        findings = inspect(module, x, y, plan.split.info.num_classes, found_training)
+    refuse_unless_allowed(findings, plan.config.allow)
+    return findings
+
+
+def identity(plan: Plan) -> dict[str, object]:
+    """Return what a resumed run must share: settings, and hashes of weights, data and suite."""
+    return {
+        **plan.config.identity(),
+        "device": plan.device.type,
+        "weights_sha256": weights_digest(plan.model.module),
+        "data_sha256": plan.split.content_hash,
+        "suite_sha256": plan.suite.sha256,
+    }

@@ -1,0 +1,197 @@
+"""Checks before the first attack: ours and AutoAttack's, returned as data.
+
+A finding of severity "error" means that the numbers would be doubtful: the run stops unless it is allowed by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from pyautoattack import checks
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robusteval.errors import RobustevalError
+from robusteval.report import Finding, StageResult
+
+SAMPLES = 64
+AGREEMENT = 1e-4
+"""Largest difference between logits, relative to their norm, put down to rounding."""
+
+
+def _ours(name: str, severity: str, message: str, advice: str) -> Finding:
+    return Finding.model_validate(
+        {"name": name, "severity": severity, "origin": "robusteval", "message": message, "advice": advice}
+    )
+
+
+def inspect(model: nn.Module, x: Tensor, y: Tensor, num_classes: int, found_training: bool) -> list[Finding]:
+    """Run every check on at most `SAMPLES` inputs ``x`` (N, C, H, W) with labels ``y``.
+
+    ``model`` is in eval mode with frozen parameters. Raises `RobustevalError` where no attack could mean
+    anything: inputs outside [0,1], wrong output shape, NaN logits, labels out of range, gradient cut off.
+    """
+    x, y = x[:SAMPLES], y[:SAMPLES]
+    with torch.no_grad():
+        logits = model(x)
+    _refuse_impossible(x, y, logits, num_classes)
+    found = [*_train_mode(found_training), *_probabilities(logits)]
+    found += [*_randomness(model, x, logits), *_batch_dependence(model, x, logits), *_input_gradient(model, x, y)]
+    return found + _autoattack(model, x, y)
+
+
+def _refuse_impossible(x: Tensor, y: Tensor, logits: object, num_classes: int) -> None:
+    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), num_classes):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise RobustevalError(f"the model returns {got} for {len(x)} inputs; expected ({len(x)}, {num_classes}).")
+    if not logits.isfinite().all():
+        count = int((~logits.isfinite().all(1)).sum())
+        raise RobustevalError(f"the model returns NaN or infinite logits on {count} of the first {len(x)} samples.")
+    if x.min() < 0 or x.max() > 1:
+        raise RobustevalError(f"inputs span [{x.min():.3g}, {x.max():.3g}]; they must lie in [0, 1].")
+    if y.min() < 0 or y.max() >= num_classes:
+        raise RobustevalError(f"labels span {int(y.min())}..{int(y.max())}; expected 0..{num_classes - 1}.")
+
+
+def _train_mode(found_training: bool) -> Iterable[Finding]:
+    if found_training:
+        yield _ours("train-mode", "info", "The model came in training mode.", "It was evaluated in eval mode.")
+
+
+def _probabilities(logits: Tensor) -> Iterable[Finding]:
+    rows = logits.double()
+    proportions = rows.min() >= 0 and bool(((rows.sum(1) - 1).abs() < 1e-2).all())
+    log_proportions = rows.max() <= 0 and bool((rows.logsumexp(1).abs() < 1e-2).all())
+    if proportions:
+        yield _ours(
+            "probabilities",
+            "error",
+            "The model returns probabilities, not logits; losses on them saturate and hide weaknesses.",
+            "Remove the final softmax.",
+        )
+    elif log_proportions:
+        yield _ours(
+            "log-probabilities",
+            "info",
+            "The model returns log-probabilities; they are logits of the same classifier.",
+            "Nothing needs to be done.",
+        )
+
+
+def _spread(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).norm(dim=1) / (a.norm(dim=1) + 1e-10)).max())
+
+
+def _randomness(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[Finding]:
+    with torch.no_grad():
+        spread = max(_spread(logits, model(x)) for _ in range(4))
+    if spread > AGREEMENT:
+        yield _ours(
+            "randomised",
+            "error",
+            f"Repeated calls on the same inputs differ by up to {spread:.2g} of the logits' norm.",
+            "A lucky draw would count as a break or as robustness; make inference deterministic.",
+        )
+
+
+def _batch_dependence(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[Finding]:
+    with torch.no_grad():
+        alone = torch.cat([model(row) for row in torch.tensor_split(x[:8], len(x[:8]))])
+    spread = _spread(logits[:8], alone)
+    if spread > AGREEMENT:
+        yield _ours(
+            "batch-dependent",
+            "error",
+            f"A sample's logits change by up to {spread:.2g} of their norm with the rest of the batch.",
+            "Such a model has no prediction of its own for an input; use stored statistics in eval mode.",
+        )
+
+
+def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Iterable[Finding]:
+    point = x.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(model(point), y, reduction="sum")
+    grad = torch.autograd.grad(loss, point, allow_unused=True)[0] if loss.requires_grad else None
+    if grad is None:
+        raise RobustevalError(
+            "the model's output has no gradient with respect to its input (detached, no_grad or not in torch), "
+            "so gradient attacks would prove nothing."
+        )
+    size = grad.flatten(1).abs().sum(1)
+    if not size.isfinite().all():
+        count = int((~size.isfinite()).sum())
+        yield _ours(
+            "non-finite-gradients",
+            "error",
+            f"The input gradient is NaN or infinite on {count} of {len(x)} samples.",
+            "Gradient attacks cannot move there; make the model differentiable or use score-based attacks.",
+        )
+    zero = int((size == 0).sum())
+    if zero:
+        yield _ours(
+            "zero-gradients",
+            "warning",
+            f"The input gradient is exactly zero on {zero} of {len(x)} samples.",
+            "Robustness may be an artefact of vanishing gradients (Carlini et al. 2019, arXiv 1902.06705).",
+        )
+
+
+@dataclass
+class _Messages:
+    """Stands in for AutoAttack's logger."""
+
+    seen: list[str] = field(default_factory=list)
+
+    def warning(self, message: str) -> None:
+        self.seen.append(message)
+
+
+_ADVICE = "See AutoAttack's documentation of its flags."
+
+
+def _theirs(name: str, messages: _Messages) -> list[Finding]:
+    return [
+        Finding(name=name, severity="warning", origin="autoattack", message=message, advice=_ADVICE)
+        for message in messages.seen
+    ]
+
+
+def _autoattack(model: nn.Module, x: Tensor, y: Tensor) -> list[Finding]:
+    """Run AutoAttack's checks on the model's outputs, range and dynamics."""
+    found = []
+    randomised, proportions, dynamic = _Messages(), _Messages(), _Messages()
+    with torch.no_grad():
+        checks.check_randomized(model, x, y, bs=len(x), logger=randomised)
+        checks.check_range_output(model, x, logger=proportions)
+        tracer = sys.gettrace()
+        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # they count over the whole process, never reset
+        try:
+            checks.check_dynamic(model, x, logger=dynamic)
+        finally:
+            sys.settrace(tracer)
+    for name, messages in (("randomized", randomised), ("range-output", proportions), ("dynamic", dynamic)):
+        found += _theirs(name, messages)
+    return found
+
+
+def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[Finding]:
+    """Run AutoAttack's check that black-box Square found little that gradient attacks did not."""
+    left, accuracy = clean, {"clean": clean / total}
+    for stage in stages:
+        left -= stage.closed if stage.kind == "attack" else 0
+        accuracy[stage.name] = left / total
+    messages = _Messages()
+    checks.check_square_sr(accuracy, logger=messages)
+    return _theirs("square-success", messages)
+
+
+def refuse_unless_allowed(findings: Sequence[Finding], allowed: Sequence[str]) -> None:
+    """Raise `RobustevalError` for the first finding of severity "error" that is not in ``allowed``."""
+    for finding in findings:
+        if finding.severity == "error" and finding.name not in allowed:
+            raise RobustevalError(
+                f"{finding.message} {finding.advice} To go on and have it in the report: --allow {finding.name}."
+            )

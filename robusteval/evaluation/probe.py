@@ -1,0 +1,68 @@
+"""The model as attacks see it: counted, split to fit the device, float32 in and out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robusteval.errors import RobustevalError
+from robusteval.evaluation.config import MIN_BATCH
+
+
+@dataclass
+class Passes:
+    """Images sent forward and backward through the network so far."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Probe(nn.Module):
+    """Wraps a model; one image through it counts one forward pass, one gradient one backward pass.
+
+    A batch above ``batch_size`` is run in equal pieces that are recomputed in the backward pass, so that
+    memory stays bounded. No piece is smaller than `MIN_BATCH`: below it CPU kernels sum in another order,
+    and a verdict could depend on ``batch_size``.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.batch_size = batch_size
+        self.passes = Passes()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 logits (N, K) for images (N, C, H, W) in [0,1]."""
+        self.passes.forward += len(x)
+        logits = self._split(x) if len(x) > self.batch_size else self._call(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+        return logits
+
+    def _count_backward(self, grad: Tensor) -> None:
+        self.passes.backward += len(grad)
+
+    def _call(self, x: Tensor) -> Tensor:
+        logits: Any = self.model(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise RobustevalError(f"the model returns {shape} for {len(x)} inputs; expected ({len(x)}, classes).")
+        return logits.float()
+
+    def _split(self, x: Tensor) -> Tensor:
+        pieces = torch.tensor_split(x, -(-len(x) // self.batch_size))
+        return torch.cat([self._piece(piece) for piece in pieces])
+
+    def _piece(self, x: Tensor) -> Tensor:
+        missing = max(0, MIN_BATCH - len(x))
+        padded = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])]) if missing else x
+        if torch.is_grad_enabled() and x.requires_grad:
+            logits: Tensor = checkpoint(self._call, padded, use_reentrant=False, preserve_rng_state=False)
+        else:
+            logits = self._call(padded)
+        return logits[: len(x)]

@@ -1,0 +1,86 @@
+"""Run an evaluation in a run folder: resumable, in one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from robusteval.errors import RobustevalError
+from robusteval.evaluation.chunks import ChunkResult
+from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.assemble import assemble, pending
+from robusteval.evaluation.plan import Plan, identity, judge_chunk, preflight, prepare
+from robusteval.report import Report
+from robusteval.runs import RunDir
+
+Told = Callable[[ChunkResult | str], None]
+"""Hears of the stage that begins (a string, single process only) and of every finished chunk."""
+
+
+def evaluate(plan: Plan, run: RunDir, told: Told = lambda news: None) -> Report:
+    """Judge the chunks that ``run`` does not have yet and write its report.
+
+    Raises `UsageError` when the folder belongs to other settings, `RobustevalError` when the model cannot be judged.
+    """
+    run.claim(identity(plan))
+    findings = preflight(plan)
+    todo = pending(plan, run.path)
+    run.event("start", pending=len(todo), chunks=len(plan.chunks), workers=plan.workers)
+    judged = _in_processes(plan, todo, run.path) if plan.workers > 1 else _in_turn(plan, todo, run.path, told)
+    for chunk in judged:
+        run.event("chunk", first=chunk.rows[0].id, seconds=round(sum(stage.seconds for stage in chunk.stages), 3))
+        told(chunk)
+    report = assemble(plan, run, findings)
+    run.event("done", robust=report.results.empirical.rate)
+    return report
+
+
+def _in_turn(plan: Plan, todo: list[int], folder: Path, told: Told) -> Iterator[ChunkResult]:
+    return (judge_chunk(plan, index, folder, told) for index in todo)
+
+
+def _in_processes(plan: Plan, todo: list[int], folder: Path) -> Iterator[ChunkResult]:
+    """Judge chunks in worker processes that load model and data themselves; never leave one behind."""
+    pool = ProcessPoolExecutor(
+        plan.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(plan.config, folder)
+    )
+    try:
+        for future in as_completed([pool.submit(_work, index) for index in todo]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise RobustevalError("a worker process died, perhaps for lack of memory; try --workers 1.") from error
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()  # the executor itself would wait for chunks that nobody wants any more
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker: dict[str, tuple[Plan, Path]] = {}
+"""What this worker process evaluates; set once when it starts."""
+
+
+def _start_worker(config: EvalConfig, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    _worker["job"] = (prepare(config), folder)
+
+
+def _die_with(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)  # an orphan would wait for work for ever
+
+
+def _work(index: int) -> ChunkResult:
+    plan, folder = _worker["job"]
+    return judge_chunk(plan, index, folder)

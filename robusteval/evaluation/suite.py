@@ -1,0 +1,139 @@
+"""Suites: ordered stages, read from a TOML file, hashed into the report."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+
+from robusteval.attacks.base import Attack
+from robusteval.catalog import Catalog, first_problem
+from robusteval.certifiers.base import Certifier
+from robusteval.errors import UsageError, unknown
+from robusteval.report import StageSpec, SuiteFacts
+from robusteval.runs import digest
+from robusteval.settings import Settings
+from robusteval.suites import suite_files
+from robusteval.threat import Norm, ThreatModel
+
+ATTACKS = Catalog("attack", "attacks")
+CERTIFIERS = Catalog("certifier", "certifiers")
+
+
+class _StageEntry(Settings):
+    name: str
+    attack: str | None = None
+    certifier: str | None = None
+    params: dict[str, Any] = {}
+    norms: tuple[Norm, ...] = tuple(Norm)
+
+    @model_validator(mode="after")
+    def _one_plugin(self) -> _StageEntry:
+        if (self.attack is None) == (self.certifier is None):
+            raise ValueError(f"stage '{self.name}' must name one attack or one certifier")
+        return self
+
+    def spec(self) -> StageSpec:
+        kind: Literal["attack", "certifier"] = "attack" if self.attack else "certifier"
+        return StageSpec(name=self.name, kind=kind, plugin=self.attack or self.certifier or "", params=self.params)
+
+
+class _SuiteFile(Settings):
+    title: str
+    reference: str = ""
+    about: str = ""
+    skip_certified: bool = False
+    stages: tuple[_StageEntry, ...]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a suite, ready to run."""
+
+    name: str
+    kind: Literal["attack", "certifier"]
+    run: Attack | Certifier
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Ordered stages for one threat model. With ``skip_certified`` a proved sample is not attacked; otherwise
+    attacks also run on proved samples, and a break there is a soundness contradiction."""
+
+    name: str
+    title: str
+    reference: str
+    skip_certified: bool
+    specs: tuple[StageSpec, ...]
+
+    @property
+    def certifying(self) -> bool:
+        """Whether any stage can prove robustness."""
+        return any(spec.kind == "certifier" for spec in self.specs)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything that decides what runs."""
+        return suite_digest(self.specs, self.skip_certified)
+
+    def stages(self) -> list[Stage]:
+        """Build the plug-ins."""
+        return [Stage(spec.name, spec.kind, _build(spec)) for spec in self.specs]
+
+    def facts(self, adaptations: Iterable[str]) -> SuiteFacts:
+        """Describe the suite in a report."""
+        return SuiteFacts(
+            name=self.name,
+            title=self.title,
+            reference=self.reference,
+            sha256=self.sha256,
+            stages=self.specs,
+            skip_certified=self.skip_certified,
+            adaptations=tuple(adaptations),
+        )
+
+
+def suite_digest(specs: Iterable[StageSpec], skip_certified: bool) -> str:
+    """Return the SHA-256 that identifies a suite."""
+    return digest({"stages": [spec.model_dump() for spec in specs], "skip_certified": skip_certified})
+
+
+def _build(spec: StageSpec) -> Attack | Certifier:
+    catalog = ATTACKS if spec.kind == "attack" else CERTIFIERS
+    plugin: Attack | Certifier = catalog.build(spec.plugin, spec.params)
+    return plugin
+
+
+def _read(path: Path) -> _SuiteFile:
+    try:
+        return _SuiteFile.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise UsageError(f"suite file '{path}' cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite file '{path}' is not TOML: {error}.") from error
+    except ValidationError as error:
+        raise UsageError(f"suite file '{path}': {first_problem(error)}") from error
+
+
+def load_suite(name: str, threat: ThreatModel) -> Suite:
+    """Read the suite called ``name``, or the TOML file of that path; keep the stages meant for ``threat``.
+
+    Raises `UsageError` for unknown suites and plug-ins, and for stages not defined for the threat model.
+    """
+    shipped = suite_files()
+    path = Path(name) if name.endswith(".toml") else shipped.get(name)
+    if path is None:
+        raise unknown("suite", name, shipped)
+    content = _read(path)
+    specs = tuple(entry.spec() for entry in content.stages if threat.norm in entry.norms)
+    suite = Suite(path.stem, content.title, content.reference, content.skip_certified, specs)
+    if not specs:
+        raise UsageError(f"suite '{name}' has no stage for {threat.norm.value}.")
+    for stage in suite.stages():
+        if not stage.run.supports(threat):
+            raise UsageError(f"suite '{name}': stage '{stage.name}' is not defined for {threat}.")
+    return suite

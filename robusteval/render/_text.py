@@ -1,0 +1,87 @@
+"""Wording that every rendering of a report shares."""
+
+from __future__ import annotations
+
+import math
+
+from robusteval.report import Comparison, Rate, Report
+
+BRACKET = "certified <= true robust accuracy <= empirical <= clean"
+
+
+def percent(value: float, down: bool = False) -> str:
+    """Format a fraction as percent with two decimals; ``down`` never rounds up, for what is guaranteed."""
+    if down:
+        return f"{math.floor(value * 10_000 + 1e-9) / 100:.2f} %"
+    return f"{value * 100:.2f} %"
+
+
+def interval(rate: Rate) -> str:
+    """Format the 95 % interval, rounded outwards."""
+    low, high = math.floor(rate.low * 10_000) / 100, math.ceil(rate.high * 10_000) / 100
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def accuracies(report: Report) -> list[tuple[str, str, str, str]]:
+    """Return rows (name, percent, interval, count) for clean, empirical and certified accuracy."""
+    results = report.results
+    rows = [
+        ("clean accuracy", percent(results.clean.rate), results.clean),
+        (f"robust accuracy, empirical ({report.suite.name})", percent(results.empirical.rate), results.empirical),
+    ]
+    shown = [(name, value, interval(rate), f"{rate.count}/{rate.total}") for name, value, rate in rows]
+    if results.certified is None:
+        return [*shown, ("robust accuracy, certified", "not attempted", "", "")]
+    certified = results.certified
+    value = percent(certified.rate, down=True)
+    return [*shown, ("robust accuracy, certified", value, interval(certified), f"{certified.count}/{certified.total}")]
+
+
+def stage_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return rows (stage, entered, closed, still robust, forward per sample, backward per sample, seconds)."""
+    left = report.results.clean.count
+    rows: list[tuple[str, ...]] = []
+    for stage in report.stages:
+        left -= stage.closed if stage.kind == "attack" else 0
+        given = max(stage.entered, 1)
+        rows.append(
+            (
+                stage.name,
+                str(stage.entered),
+                str(stage.closed),
+                percent(left / report.results.clean.total),
+                f"{stage.forward / given:.0f}",
+                f"{stage.backward / given:.0f}",
+                f"{stage.seconds:.1f}",
+            )
+        )
+    return rows
+
+
+STAGE_HEADER = ("stage", "samples", "closed", "robust", "forward", "backward", "seconds")
+STAGE_LEGEND = "robust: accuracy after the stage; forward, backward: passes per sample that entered it"
+
+
+def cost(report: Report) -> str:
+    """Say what the whole run cost per evaluated sample."""
+    forward = sum(stage.forward for stage in report.stages) / report.data.evaluated
+    backward = sum(stage.backward for stage in report.stages) / report.data.evaluated
+    return f"{forward:.0f} forward and {backward:.0f} backward passes per sample, {report.seconds:.1f} worker seconds"
+
+
+def subject(report: Report) -> str:
+    """Say which model, data and threat a report is about."""
+    data = report.data
+    part = f"all {data.total}" if data.evaluated == data.total else f"the first {data.evaluated} of {data.total}"
+    return f"{report.model.name} on {data.title}, {part} {data.part} images, {report.threat.norm} eps {report.threat.eps}"
+
+
+def placement(comparison: Comparison) -> str:
+    """Say the rank among comparable RobustBench entries, or why there is none."""
+    if comparison.reason is not None:
+        return f"No RobustBench rank: {comparison.reason}"
+    provisional = "provisional " if comparison.provisional else ""
+    text = f"RobustBench: {provisional}rank {comparison.rank} among {comparison.entries} comparable entries"
+    if comparison.rank_best != comparison.rank_worst:
+        text += f" ({comparison.rank_best} to {comparison.rank_worst} within the 95 % interval)"
+    return f"{text}, snapshot {comparison.snapshot}."

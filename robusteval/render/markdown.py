@@ -1,0 +1,72 @@
+"""A report as Markdown: `report.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from robusteval.render._text import BRACKET, STAGE_HEADER, STAGE_LEGEND, accuracies, cost, placement, stage_rows, subject
+from robusteval.report import Report
+
+
+def render(report: Report) -> str:
+    """Return the whole report as one Markdown document."""
+    sections = [
+        f"# Robustness report\n\n{_escape(subject(report))}",
+        _table(("", "accuracy", "95 % interval", "samples"), accuracies(report)) + f"\n\n`{BRACKET}`",
+        f"## {_escape(report.suite.title)}\n\n{_escape(report.suite.reference)}\n\n"
+        + _table(STAGE_HEADER, stage_rows(report))
+        + f"\n\n{STAGE_LEGEND}. {cost(report)}.",
+        "## Findings\n\n" + _findings(report),
+        "## Baselines\n\n" + _baselines(report),
+        "## Provenance\n\n" + _provenance(report),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Keep a report's own strings from acting as markup."""
+    for character in "\\`*_{}[]<>|#":
+        text = text.replace(character, "\\" + character)
+    return " ".join(text.split())
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([_escape(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _findings(report: Report) -> str:
+    lines = [f"- adapted: {_escape(text)}" for text in report.suite.adaptations]
+    for finding in report.findings:
+        text = _escape(f"{finding.message} {finding.advice}".strip())
+        lines.append(f"- **{finding.severity}** {_escape(finding.name)} ({finding.origin}): {text}")
+    return "\n".join(lines) or "None."
+
+
+def _baselines(report: Report) -> str:
+    text = _escape(placement(report.baselines))
+    rows = [
+        (str(n.rank), n.id, n.architecture, f"{n.clean:.2f}", f"{n.best_known:.2f}", "yes" if n.extra_data else "no")
+        for n in report.baselines.neighbours
+    ]
+    if rows:
+        text += "\n\n" + _table(("rank", "entry", "architecture", "clean", "best known", "extra data"), rows)
+    return text + "".join(f"\n\n{_escape(note)}" for note in report.baselines.notes)
+
+
+def _provenance(report: Report) -> str:
+    environment = report.environment
+    commit = environment.git_commit or "installed package"
+    facts = {
+        "command": report.command,
+        "created": report.created,
+        "seed": str(report.seed),
+        "model weights, SHA-256": report.model.weights_sha256,
+        "samples, SHA-256": report.data.sha256,
+        "suite, SHA-256": report.suite.sha256,
+        "chunk size, batch size, workers": f"{report.chunk_size}, {report.batch_size}, {report.workers}",
+        "source": commit + (" with local changes" if environment.git_dirty else ""),
+        "device": f"{environment.device} {environment.device_name}".strip(),
+        "versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
+    }
+    return _table(("what", "value"), list(facts.items()))

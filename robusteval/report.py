@@ -1,0 +1,252 @@
+"""The published record of an evaluation: its shape, which is also its JSON Schema.
+
+All rates are fractions in [0, 1], stored in full; eps is stored as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from scipy.stats import binomtest
+
+from robusteval.provenance import Environment
+from robusteval.verdict import Verdict
+
+CONFIDENCE = 0.95
+Sha256 = Field(pattern="^[0-9a-f]{64}$")
+Severity = Literal["info", "warning", "error"]
+
+
+class Record(BaseModel):
+    """Base of everything in a report: frozen, unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Rate(Record):
+    """``count`` of ``total`` with its exact (Clopper-Pearson) 95 % interval over draws of test samples."""
+
+    count: int = Field(ge=0)
+    total: int = Field(gt=0)
+    rate: float = Field(ge=0, le=1)
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+    @classmethod
+    def of(cls, count: int, total: int) -> Rate:
+        """Compute rate and interval from a count."""
+        interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+        return cls(count=count, total=total, rate=count / total, low=float(interval.low), high=float(interval.high))
+
+
+class ModelFacts(Record):
+    """Which model. ``weights_sha256`` covers names, types, shapes and bytes of its state."""
+
+    name: str
+    source: str
+    architecture: str
+    parameters: int = Field(ge=0)
+    weights_sha256: str = Sha256
+    extra_data: bool | None
+    training: dict[str, Any]
+
+
+class DataFacts(Record):
+    """Which samples: the first ``evaluated`` of the ``total`` in ``part``, in the dataset's fixed order.
+
+    ``sha256`` covers ids, labels and pixels of the evaluated samples.
+    """
+
+    name: str
+    title: str
+    part: str
+    total: int = Field(gt=0)
+    evaluated: int = Field(gt=0)
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    benchmark: str | None
+    sha256: str = Sha256
+
+
+class ThreatFacts(Record):
+    """Norm and budget; ``eps`` is exact, as written; ``tolerance`` is the slack for float32 rounding."""
+
+    norm: Literal["Linf", "L2", "L1"]
+    eps: str
+    radius: float = Field(gt=0)
+    tolerance: float = Field(ge=0)
+
+
+class StageSpec(Record):
+    """One stage of a suite, as data."""
+
+    name: str
+    kind: Literal["attack", "certifier"]
+    plugin: str
+    params: dict[str, Any]
+
+
+class SuiteFacts(Record):
+    """Which suite ran. ``adaptations`` lists where it had to depart from its definition."""
+
+    name: str
+    title: str
+    reference: str
+    sha256: str = Sha256
+    stages: tuple[StageSpec, ...]
+    skip_certified: bool
+    adaptations: tuple[str, ...]
+
+
+class StageResult(Record):
+    """What a stage did: samples it was given, closed, and candidates the harness rejected; its cost in
+    model passes (one image through the network once) and seconds of one worker."""
+
+    name: str
+    kind: Literal["attack", "certifier"]
+    entered: int = Field(ge=0)
+    closed: int = Field(ge=0)
+    rejected: int = Field(ge=0)
+    forward: int = Field(ge=0)
+    backward: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+    adaptations: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class Finding(Record):
+    """Something a reader must know before believing the numbers, and what to do about it."""
+
+    name: str
+    severity: Severity
+    origin: Literal["robusteval", "autoattack"]
+    message: str
+    advice: str
+
+
+class Results(Record):
+    """The bracket ``certified <= true robust accuracy <= empirical <= clean`` and what it is counted from.
+
+    ``certified`` is None when the suite has no certifier.
+    """
+
+    verdicts: dict[Verdict, int]
+    clean: Rate
+    empirical: Rate
+    certified: Rate | None
+
+
+class Neighbour(Record):
+    """A RobustBench entry; accuracies in percent as published."""
+
+    id: str
+    architecture: str
+    clean: float
+    best_known: float
+    extra_data: bool
+    rank: int = Field(gt=0)
+
+
+class Comparison(Record):
+    """The place among comparable RobustBench entries, or ``reason`` why there is none.
+
+    ``rank_best`` and ``rank_worst`` are the ranks at the ends of the 95 % interval; ``provisional`` means that only
+    part of the test set was evaluated.
+    """
+
+    snapshot: str
+    reason: str | None
+    rank: int | None
+    rank_best: int | None
+    rank_worst: int | None
+    provisional: bool
+    entries: int
+    neighbours: tuple[Neighbour, ...]
+    notes: tuple[str, ...]
+
+
+class Report(Record):
+    """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["robusteval-report"] = "robusteval-report"
+    created: str
+    command: str
+    seed: int
+    chunk_size: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    workers: int = Field(gt=0)
+    seconds: float = Field(ge=0)
+    model: ModelFacts
+    data: DataFacts
+    threat: ThreatFacts
+    suite: SuiteFacts
+    results: Results
+    stages: tuple[StageResult, ...]
+    findings: tuple[Finding, ...]
+    baselines: Comparison
+    environment: Environment
+
+
+class SampleRow(Record):
+    """One line of `samples.jsonl`.
+
+    ``margin`` is the clean logit margin ``z_y - max_{k != y} z_k``; ``stage`` closed the sample; ``reason`` says why
+    a sample stayed open. The ``adv_`` fields describe the witness of a broken sample: its prediction, its logit margin
+    for the true class (negative or zero) and its distance in the threat's norm.
+    """
+
+    id: int = Field(ge=0)
+    label: int = Field(ge=0)
+    prediction: int = Field(ge=0)
+    margin: float
+    verdict: Verdict
+    stage: str | None = None
+    reason: str | None = None
+    adv_prediction: int | None = None
+    adv_margin: float | None = None
+    adv_distance: float | None = None
+
+
+class FileFact(Record):
+    """A file of the report and its hash."""
+
+    path: str
+    bytes: int = Field(ge=0)
+    sha256: str = Sha256
+
+
+class Manifest(Record):
+    """`manifest.json`: every file of the report."""
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["robusteval-manifest"] = "robusteval-manifest"
+    files: tuple[FileFact, ...]
+
+
+SCHEMAS: Mapping[str, type[Record]] = {"report": Report, "sample": SampleRow, "manifest": Manifest}
+
+
+def json_schema(name: str) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of ``name``, one of `SCHEMAS`."""
+    schema = SCHEMAS[name].model_json_schema(mode="serialization")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:robusteval:schema:v1:{name}",
+        **schema,
+    }
+
+
+def count_verdicts(verdicts: Mapping[Verdict, int], certifying: bool) -> Results:
+    """Turn counts of verdicts into accuracies; the bracket holds because all are counts of the same verdicts."""
+    total = sum(verdicts.values())
+    certified = verdicts[Verdict.CERTIFIED]
+    robust = certified + verdicts[Verdict.UNKNOWN]
+    return Results(
+        verdicts=dict(verdicts),
+        clean=Rate.of(robust + verdicts[Verdict.BROKEN], total),
+        empirical=Rate.of(robust, total),
+        certified=Rate.of(certified, total) if certifying else None,
+    )

@@ -1,0 +1,104 @@
+"""The inner maximisation of adversarial training, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, field_validator
+from torch import Tensor, nn
+
+from robusteval.attacks._steps import ascend
+from robusteval.errors import UsageError
+from robusteval.models.base import frozen
+from robusteval.settings import Settings
+from robusteval.threat import ThreatModel, parse_eps
+from robusteval.training.objective import LogitLoss, Start
+
+GAUSSIAN_STD = 0.001
+"""Standard deviation of the Gaussian start of TRADES, in pixel units."""
+
+
+Budget = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+"""A size such as ``"2/255"`` or ``"0.5"``, kept as it was spelled; TOML may give it as a number."""
+
+
+class Adversary(Settings):
+    """Projected gradient ascent (Madry et al. 2018, arXiv 1706.06083) with the settings that papers differ in.
+
+    ``step_size`` is in pixel units, as in ``"2/255"``; None is eps / 4. ``start`` is uniform in the ball, the clean
+    input plus N(0, 0.001^2), or the clean input. ``bn_mode`` "eval" (the default) attacks with the model in eval
+    mode; "train" leaves every module in the mode it was in, so BatchNorm uses and updates batch statistics.
+    """
+
+    steps: int = Field(default=10, ge=1)
+    step_size: Budget | None = None
+    start: Start = "uniform"
+    bn_mode: Literal["eval", "train"] = "eval"
+
+    @field_validator("step_size")
+    @classmethod
+    def _positive(cls, text: str | None) -> str | None:
+        try:
+            parse_eps(text or "1")
+        except UsageError as error:
+            raise ValueError(f"it is read like an eps, and {error}") from error
+        return text
+
+    def size(self, threat: ThreatModel) -> float:
+        """Return the length of one step in pixel units."""
+        return threat.radius / 4 if self.step_size is None else float(parse_eps(self.step_size))
+
+    def bind(self, model: nn.Module, x: Tensor, threat: ThreatModel, rng: torch.Generator) -> BoundAdversary:
+        """Return the attack on ``model`` around ``x`` (N, C, H, W)."""
+        return BoundAdversary(self, model, x, threat, rng)
+
+
+@contextmanager
+def attacked(model: nn.Module, bn_mode: Literal["eval", "train"]) -> Iterator[None]:
+    """Freeze the parameters, and put ``model`` in eval mode if ``bn_mode`` says so; restore each module's flags."""
+    modes = {part: part.training for part in model.modules()}
+    with frozen(model):
+        if bn_mode == "train":
+            for part, mode in modes.items():
+                part.training = mode
+        yield
+
+
+@dataclass(frozen=True)
+class BoundAdversary:
+    """An `Adversary` on one batch: an `InnerAttack`."""
+
+    settings: Adversary
+    model: nn.Module
+    x: Tensor
+    threat: ThreatModel
+    rng: torch.Generator
+
+    def __call__(
+        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+    ) -> Tensor:
+        """Return inputs in the ball and the box that ascend ``loss``; no parameter gradient is filled."""
+        begin = self._start(start or self.settings.start)
+        steps = self.settings.steps if steps is None else steps
+        size = self.settings.size(self.threat) if step_size is None else step_size
+        with attacked(self.model, self.settings.bn_mode):
+            end = ascend(lambda point: loss(self.model(point)), self.x, begin, self.threat, steps, size)
+        return end.detach()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) of ``x`` without a graph, in the attack's mode."""
+        with torch.no_grad(), attacked(self.model, self.settings.bn_mode):
+            logits: Tensor = self.model(x)
+        return logits
+
+    def _start(self, start: Start) -> Tensor:
+        if start == "uniform":
+            return self.threat.sample(self.x, self.rng)
+        if start == "none":
+            return self.x
+        noise = torch.randn(self.x.shape, generator=self.rng, dtype=self.x.dtype).to(self.x.device)
+        return self.threat.project(self.x, self.x + GAUSSIAN_STD * noise)

@@ -1,0 +1,97 @@
+"""What a training objective is: one step's data and inner adversary in, a loss to descend out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robusteval.catalog import Catalog
+from robusteval.threat import ThreatModel
+
+OBJECTIVES = Catalog("objective", "trainers")
+
+LogitLoss = Callable[[Tensor], Tensor]
+"""Logits (N, K) of the perturbed inputs -> the value to ascend, (N,)."""
+
+Start = Literal["uniform", "gaussian", "none"]
+
+
+class InnerAttack(Protocol):
+    """The inner maximisation, bound to one step's model, inputs, threat model and randomness."""
+
+    def __call__(
+        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+    ) -> Tensor:
+        """Return perturbed inputs (N, C, H, W) that ascend ``loss``, detached.
+
+        ``loss`` is called once per step, in order, before the step is taken. An argument that is given belongs
+        to the objective's definition and wins over the user's adversary settings; ``step_size`` is in pixel units.
+        """
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits (N, K) of ``x`` without a graph, in the mode in which the attack runs the model."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Everything an objective may use in one optimizer step.
+
+    ``model`` is in training mode; ``x`` is (N, C, H, W) float32 in [0,1], ``y`` (N,) int64, ``ids`` (N,) int64 the
+    samples' stable ids, all below ``population``. ``rng`` (a CPU generator) is this step's alone. ``progress`` is
+    the fraction of training done, in (0, 1). ``state`` belongs to the objective: tensors it puts there come back in
+    the next step and are checkpointed; it is the only thing an objective may change. An objective that wraps
+    another passes it a `dataclasses.replace`d context.
+    """
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    ids: Tensor
+    threat: ThreatModel
+    attack: InnerAttack
+    rng: torch.Generator
+    progress: float
+    population: int
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    def cross_entropy(self, logits: Tensor) -> Tensor:
+        """Return ``-log softmax(z)_y`` per sample: the loss that most inner attacks ascend. (N, K) -> (N,)."""
+        return F.cross_entropy(logits, self.y, reduction="none")
+
+    def per_sample(self, name: str, default: float) -> Tensor:
+        """Return the state ``name``, (population,) float32, created as ``default``; index it with ``ids``."""
+        if name not in self.state:
+            self.state[name] = torch.full((self.population,), default, device=self.x.device)
+        return self.state[name]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What an objective returns.
+
+    ``value`` () is to be descended; ``logits`` (N, K) of the inputs trained on give the training accuracy, nothing
+    else; ``metrics`` are figures worth logging, means over the batch.
+    """
+
+    value: Tensor
+    logits: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Objective(Protocol):
+    """An objective plug-in: a frozen dataclass of hyper-parameters.
+
+    The global generators, the parameters' gradients and flags and the model's mode are left as found. BatchNorm
+    statistics move, as in any training forward pass.
+    """
+
+    def __call__(self, ctx: StepContext) -> Loss:
+        """Return the loss of one batch, attached to the graph of ``ctx.model``'s parameters."""
+        ...

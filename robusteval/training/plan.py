@@ -1,0 +1,111 @@
+"""A training run before its first step: settings resolved, plug-ins built, data loaded and split."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from robusteval.datasets.base import DataInfo, Split, hold_out
+from robusteval.datasets.open import open_dataset
+from robusteval.errors import UsageError
+from robusteval.models.base import Classifier, check_fit
+from robusteval.models.io import ARCHITECTURES, build_model
+from robusteval.provenance import pick_device
+from robusteval.rng import derive_seed
+from robusteval.runs import digest
+from robusteval.threat import Norm, ThreatModel
+from robusteval.training.config import TrainConfig
+from robusteval.training.objective import OBJECTIVES, Objective
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. ``config`` is resolved: no eps, size or hyper-parameter is left to a default."""
+
+    config: TrainConfig
+    objective: Objective
+    threat: ThreatModel
+    train: Split
+    validation: Split
+    device: torch.device
+    data_sha256: str
+
+    @property
+    def info(self) -> DataInfo:
+        """Facts about the dataset."""
+        return self.train.info
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in an epoch; a last batch of one sample is dropped, as BatchNorm cannot take it."""
+        full, rest = divmod(len(self.train), self.config.batch_size)
+        return full + (rest > 1)
+
+    @property
+    def population(self) -> int:
+        """One more than the largest sample id."""
+        return 1 + int(max(self.train.ids.max(), self.validation.ids.max()))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes this run this run, as JSON values: the settings and the data's hash."""
+        return {"command": "train", **self.config.identity(), "data_sha256": self.data_sha256}
+
+    @property
+    def name(self) -> str:
+        """A folder name that the same settings always give."""
+        parts = (self.config.objective.name, self.config.dataset, self.config.model.name)
+        words = "-".join("".join(c if c.isalnum() or c == "_" else "_" for c in part) for part in parts)
+        return f"{words}-{digest(self.identity)[:8]}"
+
+    def build_model(self) -> Classifier:
+        """Return freshly initialised weights, drawn from the run's seed; the global generator is left as found."""
+        info, seed = self.info, derive_seed(self.config.seed, "weights")
+        model = build_model(self.config.model, info.shape, info.num_classes, info.mean, info.std, seed)
+        return model.to(self.device)
+
+
+def prepare(config: TrainConfig) -> Plan:
+    """Load the data and resolve every setting; raise `UsageError` for one that cannot be."""
+    objective = OBJECTIVES.build(config.objective.name, config.objective.params)
+    architecture = ARCHITECTURES.build(config.model.name, config.model.params)
+    device = pick_device(config.device)
+    whole = open_dataset(config.dataset, config.data_dir, config.download).load("train")
+    threat = ThreatModel.parse(config.norm, config.eps or _customary_eps(whole.info, config))
+    size = config.validation.size or min(1000, len(whole) // 10)
+    train, validation = hold_out(whole, size, config.validation.seed)
+    if len(train) < 2:
+        raise UsageError(
+            f"validation.size = {size} leaves {len(train)} of {len(whole)} samples to train on; at least 2."
+        )
+    resolved = config.model_copy(
+        update={
+            "objective": config.objective.model_copy(update={"params": _plain(objective)}),
+            "model": config.model.model_copy(update={"params": _plain(architecture)}),
+            "norm": threat.norm.value,
+            "eps": threat.label,
+            "validation": config.validation.model_copy(update={"size": size}),
+        }
+    )
+    plan = Plan(resolved, objective, threat, train, validation, device, whole.content_hash)
+    check_fit(plan.build_model(), plan.info.shape, plan.info.num_classes, f"model '{config.model.name}'")
+    return plan
+
+
+def _customary_eps(info: DataInfo, config: TrainConfig) -> str:
+    norm = Norm.parse(config.norm)
+    if norm.value not in info.eps:
+        known = ", ".join(f"{key} {value}" for key, value in info.eps.items()) or "none"
+        raise UsageError(
+            f"dataset '{config.dataset}' has no customary eps for {norm.value}; give --eps. Customary: {known}."
+        )
+    return info.eps[norm.value]
+
+
+def _plain(plugin: Any) -> dict[str, Any]:
+    """Return a plug-in's hyper-parameters as JSON values, so that a stored run replays after defaults change."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(plugin)))
+    return plain

@@ -1,0 +1,106 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from robusteval.datasets.base import Split
+from robusteval.datasets.open import open_dataset
+from robusteval.models.base import Classifier
+from robusteval.models.io import build_model, save_model
+from robusteval.settings import PluginSpec
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+torch.set_num_threads(1)
+
+
+def shared(name: str) -> Path:
+    """Return a file of the data folder beside the checkout, or skip the test."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"../shared/data/{name} is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits() -> Split:
+    return open_dataset("digits").load("test")
+
+
+def fit(model: nn.Module, split: Split, steps: int, noise: float) -> None:
+    """Train full-batch with Adam on noisy inputs: seconds, and good enough to attack."""
+    x, y = split.images(slice(None)), split.labels
+    rng = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(steps):
+        shaken = (x + noise * (2 * torch.rand(x.shape, generator=rng) - 1)).clamp(0, 1)
+        optimizer.zero_grad()
+        F.cross_entropy(model(shaken), y).backward()
+        optimizer.step()
+    model.eval()
+
+
+def make_model(split: Split, name: str = "small_cnn", classes: int | None = None, seed: int = 0) -> Classifier:
+    info = split.info
+    return build_model(PluginSpec(name=name), info.shape, classes or info.num_classes, info.mean, info.std, seed=seed)
+
+
+@pytest.fixture(scope="session")
+def digits_net() -> Classifier:
+    train = open_dataset("digits").load("train")
+    model = make_model(train)
+    fit(model, train, steps=80, noise=0.15)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_folder(digits_net: Classifier, digits: Split, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "net"
+    card = {
+        "architecture": {"name": "small_cnn", "params": {}},
+        "shape": digits.info.shape,
+        "num_classes": 10,
+        "classes": digits.info.classes,
+        "training": {"dataset": "digits", "norm": "Linf", "eps": "0.1", "extra_data": False},
+    }
+    save_model(folder, digits_net, card)
+    return folder
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run the real command in an empty folder; returns the finished process with its output as text."""
+
+    def run(*arguments: str | Path, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+def one_sentence(error: str) -> bool:
+    """Whether the last line of stderr is an error message and no traceback came with it."""
+    return "Traceback" not in error and error.strip().splitlines()[-1].lower().startswith("error:")
