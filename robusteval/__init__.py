@@ -1,1 +1,1 @@
-""""""
+"""Train robust image classifiers and bracket their true robustness from both sides."""

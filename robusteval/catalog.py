@@ -58,7 +58,8 @@ def _import_from(package: str, folder: Path, stem: str) -> ModuleType:
 @dataclass(frozen=True)
 class Catalog:
     """All plug-ins of one kind, e.g. ``Catalog("attack", "attacks")``; outside packages join by the
-    entry-point group `robusteval.<folder>`."""
+    entry-point group `robusteval.<folder>`.
+    """
 
     kind: str
     folder: str

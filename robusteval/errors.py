@@ -18,13 +18,13 @@ class UsageError(RobustevalError):
     exit_code = 2
 
 
-class CheckFailed(RobustevalError):
+class CheckFailed(RobustevalError):  # noqa: N818, it is an outcome
     """A check that the user asked for did not hold (`validate`, `--fail-under`)."""
 
     exit_code = 3
 
 
-class SoundnessContradiction(RobustevalError):
+class SoundnessContradiction(RobustevalError):  # noqa: N818, it is an outcome
     """A sample was both proved robust and broken: the attack check or the proof is wrong."""
 
 

@@ -91,7 +91,8 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
     """Ask torch for deterministic, full float32 kernels and ``threads`` CPU threads; restore all afterwards."""
-    before = (torch.are_deterministic_algorithms_enabled(), torch.get_num_threads())
+    strict = torch.are_deterministic_algorithms_enabled()
+    warn_only, before = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads()
     torch.use_deterministic_algorithms(True, warn_only=True)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -99,5 +100,5 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.set_num_threads(before[1])
+        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_num_threads(before)

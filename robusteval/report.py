@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from scipy.stats import binomtest
+from scipy.special import betaincinv
 
 from robusteval.provenance import Environment
 from robusteval.verdict import Verdict
@@ -36,9 +36,11 @@ class Rate(Record):
 
     @classmethod
     def of(cls, count: int, total: int) -> Rate:
-        """Compute rate and interval from a count."""
-        interval = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
-        return cls(count=count, total=total, rate=count / total, low=float(interval.low), high=float(interval.high))
+        """Compute rate and interval (Clopper & Pearson 1934, Biometrika 26(4)) from a count."""
+        tail = (1 - CONFIDENCE) / 2
+        low = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
+        high = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
+        return cls(count=count, total=total, rate=count / total, low=low, high=high)
 
 
 class ModelFacts(Record):
@@ -102,7 +104,8 @@ class SuiteFacts(Record):
 
 class StageResult(Record):
     """What a stage did: samples it was given, closed, and candidates the harness rejected; its cost in
-    model passes (one image through the network once) and seconds of one worker."""
+    model passes (one image through the network once) and seconds of one worker.
+    """
 
     name: str
     kind: Literal["attack", "certifier"]

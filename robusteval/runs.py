@@ -7,16 +7,25 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TextIO, cast
 
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.settings import flatten
 
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
 CONFIG = "config.json"
 EVENTS = "events.jsonl"
+LOCK = ".lock"
 LAUNCH = "launch.json"
 """Where a run's data lay and how it was started: facts that a resumed run may change."""
 
@@ -91,21 +100,45 @@ class RunDir:
         write_json(config, settings)
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        for key in sorted({*old, *new}):
+        settings_first = sorted({*old, *new}, key=lambda key: (key.endswith("sha256"), key))
+        for key in settings_first:  # a hash differs because of a setting, which says more
             if old.get(key) != new.get(key):
                 raise UsageError(
                     f"'{self.path}' was started with {key} = {old.get(key)!r}, not {new.get(key)!r}; "
                     "resume with the same settings or choose another --out."
                 )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working in this folder; raise `RobustevalError` when one already is.
+
+        The lock dies with its process. Where the system has no `flock`, nothing is locked.
+        """
+        if fcntl is None:
+            yield
+            return
+        with _opened(self.path / LOCK, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RobustevalError(f"another process is working in '{self.path}'; wait or choose --out.") from error
+            yield
+
     def event(self, kind: str, **fields: Any) -> None:
         """Append one line to `events.jsonl`."""
         line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields})
         try:
-            with (self.path / EVENTS).open("a", encoding="utf-8") as file:
+            with _opened(self.path / EVENTS, "a") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise RobustevalError(f"cannot write '{self.path / EVENTS}': {error.strerror}.") from error
+
+
+def _opened(path: Path, mode: str) -> TextIO:
+    try:
+        return cast(TextIO, path.open(mode, encoding="utf-8"))
+    except OSError as error:
+        raise RobustevalError(f"cannot write '{path}': {error.strerror}.") from error
 
 
 def point_latest(run: Path) -> None:

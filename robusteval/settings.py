@@ -5,9 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from robusteval.catalog import first_problem
 from robusteval.errors import UsageError, nearest
@@ -25,6 +25,9 @@ class PluginSpec(Settings):
     name: str
     params: dict[str, Any] = {}
 
+
+Budget = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+"""A size such as ``"2/255"`` or ``"0.5"``, kept as it was spelled; TOML may give it as a number."""
 
 Tree = TypeVar("Tree", bound=Settings)
 
@@ -75,9 +78,7 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     return f"unknown setting '{where}'.{nearest(key, known)} Known: {', '.join(known)}."
 
 
-def resolve(
-    cls: type[Tree], toml: Path | None, assignments: Iterable[str], flags: Mapping[str, Any]
-) -> Tree:
+def resolve(cls: type[Tree], toml: Path | None, assignments: Iterable[str], flags: Mapping[str, Any]) -> Tree:
     """Build ``cls`` from its defaults, a TOML file, ``key=value`` strings and flags, the later the stronger.
 
     ``flags`` maps dotted keys to values; None means that the flag was not given. Raises `UsageError`.

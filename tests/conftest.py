@@ -48,6 +48,7 @@ def fit(model: nn.Module, split: Split, steps: int, noise: float) -> None:
         optimizer.zero_grad()
         F.cross_entropy(model(shaken), y).backward()
         optimizer.step()
+    optimizer.zero_grad()
     model.eval()
 
 

@@ -12,7 +12,9 @@ from robusteval.threat import Norm, ThreatModel, parse_eps
 THREATS = [("Linf", "8/255"), ("Linf", "1"), ("L2", "0.5"), ("L2", "3"), ("L1", "12"), ("L1", "0.25")]
 
 
-@pytest.mark.parametrize(("text", "value"), [("8/255", Fraction(8, 255)), ("0.5", Fraction(1, 2)), (" .25 ", Fraction(1, 4))])
+@pytest.mark.parametrize(
+    ("text", "value"), [("8/255", Fraction(8, 255)), ("0.5", Fraction(1, 2)), (" .25 ", Fraction(1, 4))]
+)
 def test_eps_is_exact(text: str, value: Fraction) -> None:
     assert parse_eps(text) == value
 
@@ -23,7 +25,9 @@ def test_decimal_and_fraction_stay_different() -> None:
     assert (str(a), str(b)) == ("Linf 0.031", "Linf 8/255")
 
 
-@pytest.mark.parametrize("text", ["0", "0/255", "8/0", "-8/255", "-1", "nan", "inf", "1e-3", "eight", "", "8/255/2", "8//255"])
+@pytest.mark.parametrize(
+    "text", ["0", "0/255", "8/0", "-8/255", "-1", "nan", "inf", "1e-3", "eight", "", "8/255/2", "8//255"]
+)
 def test_eps_that_is_none(text: str) -> None:
     with pytest.raises(UsageError, match="eps"):
         parse_eps(text)

@@ -1,1 +1,1 @@
-""""""
+"""Attacks, one per file, and adapters to AutoAttack and Foolbox."""

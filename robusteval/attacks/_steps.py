@@ -19,12 +19,13 @@ def steepest_step(grad: Tensor, point: Tensor, threat: ThreatModel, size: float)
     L1 moves equally the 5 % of coordinates with the largest gradient among those that the box [0,1] lets move
     (Tramer & Boneh 2019, arXiv 1904.13000).
     """
-    flat: Tensor = grad.flatten(1)
     if threat.norm is Norm.LINF:
-        return grad.sign().mul(size)
+        return size * grad.sign()
+    flat = grad.flatten(1)
     if threat.norm is Norm.L2:
         length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp_min(1e-12)
-        return (size * flat / length).view_as(grad)
+        unit: Tensor = flat / length
+        return size * unit.view_as(grad)
     count = max(1, flat.shape[1] // 20)
     stuck = ((point <= 0) & (grad < 0)) | ((point >= 1) & (grad > 0))
     flat = flat.masked_fill(stuck.flatten(1), 0.0)
@@ -47,3 +48,18 @@ def ascend(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, 
         point = point.detach()
         point = threat.project(x, point + steepest_step(grad, point, threat, size))
     return point
+
+
+def held(x: Tensor, candidates: Tensor, threat: ThreatModel) -> Tensor:
+    """Shrink the candidates outside ``threat`` until they are inside, leave the others bit for bit.
+
+    A budget kept in float32 is exceeded by more than `threat.BUDGET_TOLERANCE` in large L1 and L2 balls. Here it is
+    kept in float64, and coordinates are rounded towards ``x``, so that rounding cannot exceed it either.
+    """
+    per_sample = (-1, *[1] * (x.dim() - 1))
+    origin, scale = x.double(), (threat.radius / threat.distance(x, candidates)).clamp_max(1.0)
+    target = (origin + (candidates.double() - origin) * scale.view(per_sample)).clamp(0.0, 1.0)
+    point = target.to(x.dtype)
+    beyond = (point.double() - origin).abs() > (target - origin).abs()
+    point = torch.where(beyond, torch.nextafter(point, x), point)
+    return torch.where(threat.contains(x, candidates).view(per_sample), candidates, point)

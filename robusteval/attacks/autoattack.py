@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import pyautoattack
 import torch
 from torch import Tensor, nn
 
+from robusteval.attacks._steps import held
 from robusteval.attacks.base import AttackResult
 from robusteval.errors import UsageError
 from robusteval.rng import SampleRng
@@ -65,6 +66,8 @@ class AutoAttack:
     fewer than four the targeted DLR loss, which is undefined there, gives way to the plain margin. Both are noted.
     """
 
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"component": name} for name in get_args(Component))
+
     component: Component
 
     def supports(self, threat: ThreatModel) -> bool:
@@ -72,7 +75,7 @@ class AutoAttack:
         return threat.norm in (Norm.LINF, Norm.L2, Norm.L1)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
-        """Return what the component's `perturb` returns, float32."""
+        """Return what the component's `perturb` returns, float32, held within ``threat``."""
         log = _Log()
         with _global_rng_restored(), torch.no_grad():
             classes = model(x[:1]).shape[1]
@@ -82,7 +85,8 @@ class AutoAttack:
             suite.apgd.logger = suite.apgd_targeted.logger = log
             adaptations = self._adapt(suite, classes)
             candidates = self._perturb_of(suite)(x.clone(), y.clone())
-        return AttackResult(candidates.detach(), tuple(adaptations), tuple(dict.fromkeys(log.warnings)))
+        found = held(x, candidates.detach(), threat)
+        return AttackResult(found, tuple(adaptations), tuple(dict.fromkeys(log.warnings)))
 
     def _adapt(self, suite: Any, classes: int) -> list[str]:
         """Make the component work for few classes; return what had to change."""

@@ -29,7 +29,10 @@ class Attack(Protocol):
 
     ``x`` is (N, C, H, W) float32 in [0,1], ``y`` (N,) int64; ``model`` maps ``x`` to logits, is in eval mode
     and has frozen parameters. ``rng`` is the only source of randomness: the global generators, the model's
-    mode, hooks, gradients and flags are left as found.
+    mode, hooks, gradients and flags are left as found. `robusteval.testing.attacks.check_attack` checks all this.
+
+    An attack with parameters that have no default says what the conformance tests are to try in a class attribute
+    ``EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]]``; without one they try the defaults.
     """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:

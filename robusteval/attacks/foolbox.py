@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import foolbox.attacks
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from foolbox.models.pytorch import PyTorchModel
 from torch import Tensor, nn
 
+from robusteval.attacks._steps import held
 from robusteval.attacks.base import AttackResult
 from robusteval.errors import UsageError, unknown
 from robusteval.rng import SampleRng
@@ -25,6 +26,14 @@ class Foolbox:
     ``attack`` is a class of `foolbox.attacks`, e.g. "LinfDeepFoolAttack". Foolbox draws from torch's and numpy's
     global generators, which are seeded for the call and then restored.
     """
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"attack": "LinfPGD"},
+        {"attack": "LinfDeepFoolAttack"},
+        {"attack": "L2DeepFoolAttack"},
+        {"attack": "DDNAttack"},
+        {"attack": "SparseL1DescentAttack", "params": {"steps": 50}},
+    )
 
     attack: str
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -59,4 +68,4 @@ class Foolbox:
                 _, clipped, _ = self._build()(wrapped, x, y, epsilons=threat.radius)
         finally:
             np.random.set_state(numpy_state)
-        return AttackResult(clipped.detach().float())
+        return AttackResult(held(x, clipped.detach().float(), threat))

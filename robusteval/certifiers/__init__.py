@@ -1,1 +1,1 @@
-""""""
+"""Certifiers, one per file."""

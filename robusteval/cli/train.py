@@ -15,14 +15,14 @@ from robusteval.cli._console import err, progress
 from robusteval.cli._options import config_options, data_options, run_options, threat_options
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.render.curves import training_curves
-from robusteval.runs import CONFIG, RunDir, point_latest, read_json
+from robusteval.runs import CONFIG, LAUNCH, RunDir, point_latest, read_json, write_json
 from robusteval.settings import resolve
 from robusteval.training.config import EXECUTION_ONLY, TrainConfig
 from robusteval.training.cost import passes_per_step
 from robusteval.training.epoch import OnEvent
 from robusteval.training.loop import TrainResult, ignore, train
 from robusteval.training.plan import Plan, prepare
-from robusteval.training.tensorboard import tensorboard
+from robusteval.training.tensorboard import check_installed, tensorboard
 
 RUNS = Path("runs")
 LATEST = "latest"
@@ -39,7 +39,7 @@ DOTTED = {"objective": "objective.name", "model": "model.name", "lr": "optimizer
 @click.option("--lr", type=float, help="Base learning rate.  [default: 0.1]")
 @threat_options
 @run_options
-@click.option("--threads", type=int, help="CPU threads.  [default: torch's choice]")
+@click.option("--threads", type=int, help="CPU threads.  [default: torch's choice, 1 for tiny images]")
 @click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this folder, with its settings.")
 @click.option("--stop-after", type=click.IntRange(min=1), metavar="N", help="Stop cleanly after N more epochs.")
 @click.option("--fresh", is_flag=True, help="Delete the run in the run folder and start over.")
@@ -73,10 +73,14 @@ def command(
     if dry_run:
         _print_plan(plan, folder, as_json)
         return
+    if board:
+        check_installed()
     if fresh:
         _delete_run(folder)
     run = RunDir(folder)
     run.claim(plan.identity)
+    if plan.config.data_dir is not None:
+        write_json(folder / LAUNCH, {"data_dir": str(Path(plan.config.data_dir).expanduser().resolve())})
     if folder.parent.resolve() == RUNS.resolve():
         point_latest(folder)
     with _listener(plan, folder / "tensorboard" if board else None) as on_event:

@@ -35,6 +35,13 @@ class DataInfo:
     flip: bool = False
     pad: int = 0
 
+    def customary_eps(self, norm: str) -> str:
+        """Return the eps that papers use on this dataset; raise `UsageError` when there is none for ``norm``."""
+        if norm not in self.eps:
+            known = ", ".join(f"{key} {value}" for key, value in self.eps.items()) or "none"
+            raise UsageError(f"{self.title} has no customary eps for {norm}; give --eps. Customary: {known}.")
+        return self.eps[norm]
+
     @property
     def num_classes(self) -> int:
         """Number of classes."""

@@ -1,1 +1,1 @@
-""""""
+"""From a model and a suite to a report: plan, judge, assemble, validate."""

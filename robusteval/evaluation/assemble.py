@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from robusteval.baselines.rank import Baseline, Placement, comparable, place, source
-from robusteval.evaluation.chunks import CHUNKS, ChunkResult, chunk_path, load_chunk, merge_stages
+from robusteval.evaluation.chunks import CHUNKS, chunk_path, load_chunk, merge_stages
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.preflight import square_check
 from robusteval.evaluation.suite import load_suite
@@ -52,9 +52,7 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
     return report
 
 
-def _report(
-    plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]
-) -> Report:
+def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
     return Report(

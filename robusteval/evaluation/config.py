@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import field_validator
 
 from robusteval.errors import UsageError
-from robusteval.settings import PluginSpec, Settings
+from robusteval.settings import Budget, PluginSpec, Settings
 
 MIN_BATCH = 16
 EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers"})
@@ -26,7 +26,7 @@ class EvalConfig(Settings):
     data_dir: str | None = None
     download: bool = False
     norm: str | None = None
-    eps: str | None = None
+    eps: Budget | None = None
     suite: str = "standard"
     limit: int | None = None
     seed: int = 0

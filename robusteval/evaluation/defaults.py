@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from robusteval.datasets.base import DataInfo
 from robusteval.errors import UsageError
 from robusteval.evaluation.config import EvalConfig
 from robusteval.runs import LAUNCH, read_json
@@ -29,14 +28,6 @@ def fill_in(config: EvalConfig) -> EvalConfig:
     if trained.get("norm") == given.get("norm", trained.get("norm")) and "dataset" in found:
         found |= {key: trained[key] for key in ("norm", "eps") if key in trained}
     return config.model_copy(update={key: value for key, value in found.items() if key not in given})
-
-
-def customary_eps(info: DataInfo, norm: str) -> str:
-    """Return the eps that papers use on this dataset; raise `UsageError` when there is none for ``norm``."""
-    customary = {name.lower(): eps for name, eps in info.eps.items()}
-    if norm.lower() not in customary:
-        raise UsageError(f"{info.title} has no customary eps for {norm}; give one with --eps.")
-    return customary[norm.lower()]
 
 
 def _newest_run() -> str:

@@ -126,9 +126,7 @@ class _Outcome:
     warnings: tuple[str, ...] = ()
 
 
-def _attack(
-    stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng
-) -> _Outcome:
+def _attack(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
     x, y, ids = chunk.x[rows], chunk.y[rows], chunk.ids[rows]
     result = cast(Attack, stage.run)(probe, x, y, threat, rng)
     candidates = result.candidates.detach().float()
@@ -147,9 +145,7 @@ def _attack(
     return _Outcome(len(broken), claimed, result.adaptations, result.warnings)
 
 
-def _certify(
-    stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng
-) -> _Outcome:
+def _certify(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
     certificates = cast(Certifier, stage.run)(probe, chunk.x[rows], chunk.y[rows], threat, rng)
     if len(certificates) != len(rows):
         raise RobustevalError(f"stage '{stage.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")

@@ -13,7 +13,7 @@ from robusteval.datasets.open import open_dataset
 from robusteval.errors import UsageError
 from robusteval.evaluation.chunks import ChunkResult, save_chunk
 from robusteval.evaluation.config import EvalConfig, check_seed
-from robusteval.evaluation.defaults import customary_eps, fill_in
+from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.preflight import SAMPLES, inspect, refuse_unless_allowed
 from robusteval.evaluation.probe import Probe
@@ -71,7 +71,7 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     info = split.info
     if info.num_classes < 2 or len(split) == 0:
         raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
-    threat = ThreatModel.parse(norm, config.eps or customary_eps(info, norm))
+    threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     suite = load_suite(config.suite, threat)
     if model is None:
         model = load_model(str(config.model), config.architecture, info.shape, info.num_classes)

@@ -13,9 +13,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from robusteval.errors import RobustevalError
+from robusteval.evaluation.assemble import assemble, pending
 from robusteval.evaluation.chunks import ChunkResult
 from robusteval.evaluation.config import EvalConfig
-from robusteval.evaluation.assemble import assemble, pending
 from robusteval.evaluation.plan import Plan, identity, judge_chunk, preflight, prepare
 from robusteval.report import Report
 from robusteval.runs import RunDir
@@ -30,6 +30,11 @@ def evaluate(plan: Plan, run: RunDir, told: Told = lambda news: None) -> Report:
     Raises `UsageError` when the folder belongs to other settings, `RobustevalError` when the model cannot be judged.
     """
     run.claim(identity(plan))
+    with run.locked():
+        return _evaluate(plan, run, told)
+
+
+def _evaluate(plan: Plan, run: RunDir, told: Told) -> Report:
     findings = preflight(plan)
     todo = pending(plan, run.path)
     run.event("start", pending=len(todo), chunks=len(plan.chunks), workers=plan.workers)

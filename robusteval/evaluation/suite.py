@@ -62,7 +62,8 @@ class Stage:
 @dataclass(frozen=True)
 class Suite:
     """Ordered stages for one threat model. With ``skip_certified`` a proved sample is not attacked; otherwise
-    attacks also run on proved samples, and a break there is a soundness contradiction."""
+    attacks also run on proved samples, and a break there is a soundness contradiction.
+    """
 
     name: str
     title: str

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from robusteval.catalog import first_problem, resource_folder
-from robusteval.errors import RobustevalError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import WITNESSES, load_witnesses
 from robusteval.evaluation.suite import suite_digest
@@ -54,8 +54,8 @@ def read_report(folder: Path) -> Report:
 def validate(folder: Path) -> list[str]:
     """Return every problem found in the report in ``folder``, most basic first; an empty list means valid."""
     if not (folder / REPORT).is_file():
-        raise RobustevalError(f"'{folder}' holds no finished report: there is no {REPORT} in it.")
-    problems = [*_check_schemas(folder)]
+        raise UsageError(f"'{folder}' holds no finished report: there is no {REPORT} in it.")
+    problems = [*_survive(_check_schemas(folder))]
     if problems:
         return problems
     try:

@@ -1,1 +1,1 @@
-""""""
+"""Reports and training histories for people: terminal, Markdown, figures."""

@@ -73,7 +73,9 @@ def subject(report: Report) -> str:
     """Say which model, data and threat a report is about."""
     data = report.data
     part = f"all {data.total}" if data.evaluated == data.total else f"the first {data.evaluated} of {data.total}"
-    return f"{report.model.name} on {data.title}, {part} {data.part} images, {report.threat.norm} eps {report.threat.eps}"
+    return (
+        f"{report.model.name} on {data.title}, {part} {data.part} images, {report.threat.norm} eps {report.threat.eps}"
+    )
 
 
 def placement(comparison: Comparison) -> str:

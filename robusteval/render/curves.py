@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from robusteval.runs import write_atomic
+from robusteval.training.checkpoint import Row, best_row
 
 LINES = {
     "train_accuracy": ("training, on what is trained on", ":"),
@@ -15,7 +16,7 @@ LINES = {
 }
 
 
-def training_curves(history: Sequence[Mapping[str, float]], title: str, path: Path) -> None:
+def training_curves(history: Sequence[Row], title: str, path: Path) -> None:
     """Draw accuracy and loss by epoch, the best epoch marked, and write a PNG to ``path`` atomically."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def training_curves(history: Sequence[Mapping[str, float]], title: str, path: Pa
     epochs = [row["epoch"] for row in history]
     for key, (label, style) in LINES.items():
         accuracy.plot(epochs, [100 * row[key] for row in history], style, label=label)
-    best = max(history, key=lambda row: row["val_pgd"])
+    best = best_row(history)
     accuracy.plot(best["epoch"], 100 * best["val_pgd"], "ko", label=f"best epoch: {best['epoch']:.0f}")
     accuracy.set(xlabel="epoch", ylabel="accuracy, %", ylim=(0, 101))
     accuracy.legend(fontsize="small")

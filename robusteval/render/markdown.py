@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from robusteval.render._text import BRACKET, STAGE_HEADER, STAGE_LEGEND, accuracies, cost, placement, stage_rows, subject
+from robusteval.render._text import (
+    BRACKET,
+    STAGE_HEADER,
+    STAGE_LEGEND,
+    accuracies,
+    cost,
+    placement,
+    stage_rows,
+    subject,
+)
 from robusteval.report import Report
 
 

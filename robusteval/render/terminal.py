@@ -6,7 +6,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from robusteval.render._text import BRACKET, STAGE_HEADER, STAGE_LEGEND, accuracies, cost, placement, stage_rows, subject
+from robusteval.render._text import (
+    BRACKET,
+    STAGE_HEADER,
+    STAGE_LEGEND,
+    accuracies,
+    cost,
+    placement,
+    stage_rows,
+    subject,
+)
 from robusteval.report import Report
 
 

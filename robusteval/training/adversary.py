@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from robusteval.attacks._steps import ascend
 from robusteval.errors import UsageError
 from robusteval.models.base import frozen
-from robusteval.settings import Settings
+from robusteval.settings import Budget, Settings
 from robusteval.threat import ThreatModel, parse_eps
 from robusteval.training.objective import LogitLoss, Start
 
 GAUSSIAN_STD = 0.001
 """Standard deviation of the Gaussian start of TRADES, in pixel units."""
-
-
-Budget = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
-"""A size such as ``"2/255"`` or ``"0.5"``, kept as it was spelled; TOML may give it as a number."""
 
 
 class Adversary(Settings):

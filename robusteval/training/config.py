@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from robusteval.settings import PluginSpec, Settings
-from robusteval.training.adversary import Adversary, Budget
+from robusteval.settings import Budget, PluginSpec, Settings
+from robusteval.training.adversary import Adversary
 from robusteval.training.schedule import Schedule
 
 EXECUTION_ONLY = frozenset({"data_dir", "download", "device", "threads"})

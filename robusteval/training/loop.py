@@ -56,12 +56,13 @@ def train(
     """Train ``plan`` in the folder ``run``, or go on where an earlier call was interrupted.
 
     An interruption, even a kill, cannot change the final weights on the same machine and thread count. The folder
-    gets `best/` (highest validation PGD accuracy, then clean accuracy, then the earlier epoch) and `last/`, both the moving average
-    where there is one, `history.json`, `events.jsonl` and `checkpoint.pt`. ``stop_after`` stops cleanly after so
-    many more epochs. Raises `RobustevalError` when the loss is not finite or the model collapses.
+    gets `best/` (highest validation PGD accuracy, then clean accuracy, then the earlier epoch) and `last/`, both of
+    the moving average where there is one, `history.json`, `events.jsonl` (an epoch that was redone appears twice)
+    and `checkpoint.pt`. ``stop_after`` stops cleanly after so many more epochs. Raises `RobustevalError` when the
+    loss is not finite or the model collapses.
     """
     run.claim(plan.identity)
-    with _controlled(plan):
+    with run.locked(), _controlled(plan):
         state = _begin(plan)
         resumed = restore(state, run.path, plan.device)
         _announce(plan, run, state, on_event)
@@ -86,8 +87,7 @@ def train(
 def _controlled(plan: Plan) -> Iterator[None]:
     """Run deterministic float32 kernels; leave the flags and the global generators as found."""
     devices = [plan.device] if plan.device.type == "cuda" else []
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with deterministic(plan.config.threads), exact, torch.random.fork_rng(devices=devices):
+    with deterministic(plan.threads), torch.random.fork_rng(devices=devices):
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from robusteval.runs import digest
 from robusteval.threat import Norm, ThreatModel
 from robusteval.training.config import TrainConfig
 from robusteval.training.objective import OBJECTIVES, Objective
+
+TINY_BATCH = 2**16
+"""Pixel values in a batch up to which one CPU thread is the default."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class Plan:
         """Optimizer steps in an epoch; a last batch of one sample is dropped, as BatchNorm cannot take it."""
         full, rest = divmod(len(self.train), self.config.batch_size)
         return full + (rest > 1)
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads, None for torch's choice: one for tiny batches, where several mostly wait for each other."""
+        tiny = self.config.batch_size * math.prod(self.info.shape) <= TINY_BATCH
+        return self.config.threads or (1 if tiny else None)
 
     @property
     def population(self) -> int:
@@ -74,7 +84,7 @@ def prepare(config: TrainConfig) -> Plan:
     architecture = ARCHITECTURES.build(config.model.name, config.model.params)
     device = pick_device(config.device)
     whole = open_dataset(config.dataset, config.data_dir, config.download).load("train")
-    threat = ThreatModel.parse(config.norm, config.eps or _customary_eps(whole.info, config))
+    threat = ThreatModel.parse(config.norm, config.eps or whole.info.customary_eps(Norm.parse(config.norm).value))
     size = config.validation.size or min(1000, len(whole) // 10)
     train, validation = hold_out(whole, size, config.validation.seed)
     if len(train) < 2:
@@ -93,16 +103,6 @@ def prepare(config: TrainConfig) -> Plan:
     plan = Plan(resolved, objective, threat, train, validation, device, whole.content_hash)
     check_fit(plan.build_model(), plan.info.shape, plan.info.num_classes, f"model '{config.model.name}'")
     return plan
-
-
-def _customary_eps(info: DataInfo, config: TrainConfig) -> str:
-    norm = Norm.parse(config.norm)
-    if norm.value not in info.eps:
-        known = ", ".join(f"{key} {value}" for key, value in info.eps.items()) or "none"
-        raise UsageError(
-            f"dataset '{config.dataset}' has no customary eps for {norm.value}; give --eps. Customary: {known}."
-        )
-    return info.eps[norm.value]
 
 
 def _plain(plugin: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from robusteval.errors import UsageError
 from robusteval.training.epoch import OnEvent
 
 
+def check_installed() -> None:
+    """Raise `UsageError` unless TensorBoard is installed."""
+    if find_spec("tensorboard") is None:
+        raise UsageError("--tensorboard needs TensorBoard: pip install 'robusteval[tensorboard]'.")
+
+
 def tensorboard(folder: Path) -> OnEvent:
-    """Return a listener that writes each epoch's figures to ``folder``; raise `UsageError` if it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UsageError("--tensorboard needs TensorBoard: pip install 'robusteval[tensorboard]'.") from error
+    """Return a listener that writes each epoch's figures to ``folder``, going on after the epochs already there."""
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder))
 
     def listen(kind: str, fields: Mapping[str, Any]) -> None:

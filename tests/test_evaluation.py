@@ -1,0 +1,285 @@
+"""The evaluation as a whole: resuming, batch sizes, workers, findings, validation of the result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from robusteval.errors import RobustevalError, UsageError
+from robusteval.evaluation.assemble import REPORT, SAMPLES
+from robusteval.evaluation.chunks import CHUNKS, chunk_path
+from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.plan import Plan, judge_chunk, prepare
+from robusteval.evaluation.run import evaluate
+from robusteval.evaluation.validate import MANIFEST, read_report, seal, validate
+from robusteval.models.base import LoadedModel
+from robusteval.report import Report
+from robusteval.runs import RunDir, file_digest, write_json
+
+BASE = {"dataset": "digits", "norm": "Linf", "eps": "0.1", "suite": "quick", "limit": 60, "chunk_size": 25}
+
+
+def plan_for(model_folder: Path, **changes: Any) -> Plan:
+    return prepare(EvalConfig.model_validate({"model": str(model_folder), **BASE, "workers": 1, **changes}))
+
+
+def in_memory(module: nn.Module, **changes: Any) -> Plan:
+    loaded = LoadedModel(module, name="toy", source="memory", architecture="toy")
+    config = EvalConfig.model_validate({"model": "memory", **BASE, "workers": 1, **changes})
+    return prepare(config, loaded)
+
+
+def finish(plan: Plan, folder: Path) -> Report:
+    report = evaluate(plan, RunDir(folder))
+    (folder / "report.md").write_text("# report")
+    seal(folder)
+    return report
+
+
+@pytest.fixture(scope="module")
+def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    finish(plan_for(model_folder), folder)
+    return folder
+
+
+def same_evidence(a: Path, b: Path) -> bool:
+    names = [SAMPLES, *(f"witnesses/{path.name}" for path in sorted((a / "witnesses").iterdir()))]
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+
+def test_a_finished_report_is_valid_and_brackets_the_truth(finished: Path) -> None:
+    assert validate(finished) == []
+    results = read_report(finished).results
+    assert 0 < results.empirical.count < results.clean.count <= 60
+    assert results.certified is None
+    assert not (finished / CHUNKS).exists()
+
+
+@pytest.mark.parametrize("batch_size", [16, 17, 24])
+def test_batch_size_changes_no_byte(model_folder: Path, finished: Path, tmp_path: Path, batch_size: int) -> None:
+    finish(plan_for(model_folder, batch_size=batch_size), tmp_path / "run")
+    assert same_evidence(finished, tmp_path / "run")
+
+
+def test_two_workers_change_no_byte(model_folder: Path, finished: Path, tmp_path: Path) -> None:
+    plan = plan_for(model_folder, workers=2)
+    assert plan.workers == 2
+    finish(plan, tmp_path / "run")
+    assert same_evidence(finished, tmp_path / "run")
+
+
+def test_chunk_size_does_not_matter_to_attacks_with_streams_per_sample(
+    model_folder: Path, finished: Path, tmp_path: Path
+) -> None:
+    """`quick` draws per sample, so only suites that draw per batch, such as `standard`, depend on the chunk."""
+    finish(plan_for(model_folder, chunk_size=40), tmp_path / "run")
+    assert (finished / SAMPLES).read_bytes() == (tmp_path / "run" / SAMPLES).read_bytes()
+
+
+def test_an_interrupted_run_continues_with_what_is_missing(model_folder: Path, finished: Path, tmp_path: Path) -> None:
+    plan, folder = plan_for(model_folder), tmp_path / "run"
+    judge_chunk(plan, 1, folder)
+    shutil.rmtree(folder / "witnesses")  # as if killed: rows are there, so the witnesses were, too
+    judge_chunk(plan, 1, folder)
+    before = chunk_path(folder, 1).stat().st_mtime_ns
+    write_json(folder / "config.json", json.loads((finished / "config.json").read_text()))
+    heard: list[Any] = []
+    evaluate(plan, RunDir(folder), heard.append)
+    assert [news.rows[0].id for news in heard if not isinstance(news, str)] == [0, 50], "chunk 1 is not done again"
+    assert before
+    assert same_evidence(finished, folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("seed", 1), ("eps", "0.2"), ("limit", 50), ("chunk_size", 30)])
+def test_resuming_with_other_settings_names_the_field(
+    model_folder: Path, finished: Path, field: str, value: object
+) -> None:
+    with pytest.raises(UsageError, match=field):
+        evaluate(plan_for(model_folder, **{field: value}), RunDir(finished))
+
+
+def test_resuming_with_other_weights_is_refused(finished: Path, digits_net: nn.Module, model_folder: Path) -> None:
+    plan = plan_for(model_folder)
+    with torch.no_grad():
+        next(plan.model.module.parameters()).add_(1e-3)
+    with pytest.raises(UsageError, match="weights_sha256"):
+        evaluate(plan, RunDir(finished))
+
+
+def test_an_existing_folder_of_something_else_is_left_alone(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UsageError, match="not a run folder"):
+        evaluate(plan_for(model_folder), RunDir(tmp_path))
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+class Wrapped(nn.Module):
+    """The digits net with something wrong at its end."""
+
+    def __init__(self, net: nn.Module, twist: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.twist = net, twist
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.twist(self.net(x))
+
+
+IMPOSSIBLE: list[tuple[str, Callable[[Tensor], Tensor], str]] = [
+    ("nan", lambda z: z * torch.nan, "NaN"),
+    ("wrong shape", lambda z: z[:, :7], r"\(2, 10\)"),
+    ("flat", lambda z: z.flatten(), r"\(2, 10\)"),
+    ("detached", lambda z: z.detach(), "gradient"),
+    ("rounded away", lambda z: torch.tensor(z.detach().numpy()), "gradient"),
+]
+
+
+@pytest.mark.parametrize(("name", "twist", "message"), IMPOSSIBLE, ids=[case[0] for case in IMPOSSIBLE])
+def test_models_that_cannot_be_judged(
+    digits_net: nn.Module, tmp_path: Path, name: str, twist: Callable[[Tensor], Tensor], message: str
+) -> None:
+    with pytest.raises(RobustevalError, match=message):
+        evaluate(in_memory(Wrapped(digits_net, twist)), RunDir(tmp_path / "run"))
+
+
+DOUBTFUL: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ("probabilities", lambda z: z.softmax(1)),
+    ("randomised", lambda z: z + 0.1 * torch.randn_like(z)),
+    ("batch-dependent", lambda z: z - z.mean(0, keepdim=True) * 0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "twist"), DOUBTFUL, ids=[case[0] for case in DOUBTFUL])
+def test_doubtful_models_stop_unless_allowed_and_are_named_in_the_report(
+    digits_net: nn.Module, tmp_path: Path, name: str, twist: Callable[[Tensor], Tensor]
+) -> None:
+    model = Wrapped(digits_net, twist)
+    with pytest.raises(RobustevalError, match=f"--allow {name}"):
+        evaluate(in_memory(model), RunDir(tmp_path / "stopped"))
+    allowed = ("probabilities", "randomised", "batch-dependent")
+    report = finish(in_memory(model, allow=allowed, limit=25), tmp_path / "run")
+    assert name in {finding.name for finding in report.findings if finding.severity == "error"}
+
+
+def test_autoattacks_own_checks_are_in_the_report(digits_net: nn.Module, tmp_path: Path) -> None:
+    plan = in_memory(Wrapped(digits_net, lambda z: z.softmax(1)), allow=("probabilities",), limit=25)
+    report = finish(plan, tmp_path / "run")
+    assert "range-output" in {finding.name for finding in report.findings if finding.origin == "autoattack"}
+
+
+def test_log_probabilities_are_fine(digits_net: nn.Module, tmp_path: Path) -> None:
+    report = finish(in_memory(Wrapped(digits_net, lambda z: z.log_softmax(1)), limit=25), tmp_path / "run")
+    assert {finding.severity for finding in report.findings} == {"info"}
+
+
+def test_the_model_is_left_as_found(digits_net: nn.Module, tmp_path: Path) -> None:
+    model = Wrapped(digits_net, lambda z: z).train()
+    digits_net.eval()
+    next(model.parameters()).requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    rng = torch.get_rng_state()
+    report = finish(in_memory(model, limit=25), tmp_path / "run")
+    assert model.training
+    assert not digits_net.training
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert "train-mode" in {finding.name for finding in report.findings}
+    next(model.parameters()).requires_grad_(True)
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def edit_row(folder: Path, verdict: str, change: Callable[[Any], None]) -> None:
+    lines = (folder / SAMPLES).read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if json.loads(line)["verdict"] == verdict)
+    row = json.loads(lines[at])
+    change(row)
+    lines[at] = json.dumps(row)
+    (folder / SAMPLES).write_text("\n".join(lines) + "\n")
+
+
+def brighten(folder: Path) -> None:
+    path = next((folder / "witnesses").iterdir())
+    tensors = safetensors.torch.load_file(path)
+    tensors["x_adv"][0, 0, 0, 0] = 1.5
+    safetensors.torch.save_file(tensors, path)
+
+
+MUTATIONS: dict[str, Callable[[Path], None]] = {
+    "higher count": lambda f: edit(f / REPORT, lambda r: r["results"]["empirical"].update(count=59)),
+    "higher rate": lambda f: edit(f / REPORT, lambda r: r["results"]["empirical"].update(rate=0.99)),
+    "narrower interval": lambda f: edit(f / REPORT, lambda r: r["results"]["clean"].update(low=0.9)),
+    "claimed certificates": lambda f: edit(f / REPORT, lambda r: r["results"].update(certified=r["results"]["clean"])),
+    "other eps": lambda f: edit(f / REPORT, lambda r: r["threat"].update(eps="0.2")),
+    "impossible eps": lambda f: edit(f / REPORT, lambda r: r["threat"].update(eps="0")),
+    "other radius": lambda f: edit(f / REPORT, lambda r: r["threat"].update(radius=0.2)),
+    "other stage": lambda f: edit(f / REPORT, lambda r: r["suite"]["stages"][0].update(plugin="autoattack")),
+    "stage count": lambda f: edit(f / REPORT, lambda r: r["stages"][0].update(closed=0)),
+    "missing field": lambda f: edit(f / REPORT, lambda r: r.pop("seed")),
+    "extra field": lambda f: edit(f / REPORT, lambda r: r.update(bonus=1)),
+    "not a number": lambda f: edit(f / REPORT, lambda r: r.update(seconds=float("nan"))),
+    "rewritten verdict": lambda f: edit_row(f, "broken", lambda r: r.update(verdict="unknown")),
+    "repeated sample": lambda f: edit_row(f, "broken", lambda r: r.update(id=0)),
+    "far witness": lambda f: edit_row(f, "broken", lambda r: r.update(adv_distance=0.2)),
+    "correct witness": lambda f: edit_row(f, "broken", lambda r: r.update(adv_prediction=r["label"])),
+    "impossible class": lambda f: edit_row(f, "broken", lambda r: r.update(adv_prediction=10)),
+    "misread label": lambda f: edit_row(f, "unknown", lambda r: r.update(label=(r["label"] + 1) % 10)),
+    "dropped row": lambda f: (f / SAMPLES).write_text("\n".join((f / SAMPLES).read_text().splitlines()[1:]) + "\n"),
+    "garbage line": lambda f: (f / SAMPLES).write_text("{" + (f / SAMPLES).read_text()),
+    "bright witness": brighten,
+    "lost witnesses": lambda f: next((f / "witnesses").iterdir()).unlink(),
+    "truncated witnesses": lambda f: (p := next((f / "witnesses").iterdir())).write_bytes(p.read_bytes()[:-8]),
+}
+
+
+def rehash(folder: Path) -> None:
+    """Recompute the manifest, as a forger would, so that only the content can give the change away."""
+    data = json.loads((folder / MANIFEST).read_text())
+    for fact in data["files"]:
+        path = folder / fact["path"]
+        if path.exists():
+            fact.update(bytes=path.stat().st_size, sha256=file_digest(path))
+    data["files"] = [fact for fact in data["files"] if (folder / fact["path"]).exists()]
+    (folder / MANIFEST).write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_validate_finds_a_forged_report_even_with_fresh_hashes(finished: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "forged"
+    shutil.copytree(finished, folder)
+    MUTATIONS[name](folder)
+    rehash(folder)
+    assert validate(folder), name
+
+
+def test_validate_finds_a_flipped_byte_in_any_hashed_file(finished: Path, tmp_path: Path) -> None:
+    for fact in json.loads((finished / MANIFEST).read_text())["files"]:
+        folder = tmp_path / fact["path"].replace("/", "-")
+        shutil.copytree(finished, folder)
+        content = bytearray((folder / fact["path"]).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / fact["path"]).write_bytes(content)
+        assert validate(folder), fact["path"]
+
+
+def test_validate_does_not_follow_paths_out_of_the_folder(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    secret = tmp_path / "secret"
+    secret.write_text("x")
+    fact = {"path": "../secret", "bytes": 1, "sha256": file_digest(secret)}
+    edit(folder / MANIFEST, lambda m: m["files"].append(fact))
+    assert any("outside" in problem for problem in validate(folder))
