@@ -57,8 +57,9 @@ def _import_from(package: str, folder: Path, stem: str) -> ModuleType:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All plug-ins of one kind, e.g. ``Catalog("attack", "attacks")``; outside packages join by the
-    entry-point group `robusteval.<folder>`.
+    """All plug-ins of one kind, e.g. ``Catalog("attack", "attacks")``.
+
+    Outside packages join by the entry-point group `robusteval.<folder>`.
     """
 
     kind: str

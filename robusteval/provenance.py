@@ -70,7 +70,7 @@ def environment(device: torch.device) -> Environment:
 
 
 def cpu_count() -> int:
-    """Number of processors this process may use."""
+    """Return the number of processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -103,8 +103,9 @@ class SuiteFacts(Record):
 
 
 class StageResult(Record):
-    """What a stage did: samples it was given, closed, and candidates the harness rejected; its cost in
-    model passes (one image through the network once) and seconds of one worker.
+    """What a stage did: samples it was given and closed, and candidates the harness rejected.
+
+    Its cost is in passes (one image through the network once) and in seconds of one worker.
     """
 
     name: str

@@ -61,8 +61,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
         raise RobustevalError(f"cannot write '{path}': {error.strerror}.") from error
@@ -148,6 +148,6 @@ def point_latest(run: Path) -> None:
     try:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(run.name)
-        os.replace(temporary, link)
+        temporary.replace(link)
     except OSError as error:
         raise RobustevalError(f"cannot point '{link}' at '{run.name}': {error.strerror}.") from error

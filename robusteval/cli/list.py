@@ -31,9 +31,10 @@ def _describe(kind: str) -> dict[str, str]:
 @click.argument("kinds", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON record on stdout.")
 def command(kinds: tuple[str, ...], as_json: bool) -> None:
-    """Name all plug-ins, or those of the given KINDS: objectives, attacks, certifiers, datasets, models, sources,
-    suites.
-    """  # noqa: D205
+    """Name all plug-ins, or those of the given KINDS.
+
+    KINDS: objectives, attacks, certifiers, datasets, models, sources, suites.
+    """
     known = [*KINDS, "suites"]
     for kind in kinds:
         if kind not in known:
@@ -46,4 +47,4 @@ def command(kinds: tuple[str, ...], as_json: bool) -> None:
         table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, summary in plugins.items():
             table.add_row(name, summary)
-        _console.out.print(table if plugins else f"{kind}: none yet", style="")
+        _console.out.print(table if plugins else f"{kind}: none yet")

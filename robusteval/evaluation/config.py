@@ -15,8 +15,10 @@ EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers"})
 
 
 class EvalConfig(Settings):
-    """Everything `evaluate` can be told. ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images
-    the device holds at once (None: a chunk), ``limit`` the number of test images from the start (None: all).
+    """Everything `evaluate` can be told.
+
+    ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
+    chunk), ``limit`` the number of test images from the start (None: all).
     ``model``, ``dataset``, ``norm`` and ``eps`` may be None until `defaults.fill_in` has filled them in.
     """
 

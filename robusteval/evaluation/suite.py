@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from robusteval.attacks.base import Attack
 from robusteval.catalog import Catalog, first_problem
@@ -28,7 +28,7 @@ class _StageEntry(Settings):
     name: str
     attack: str | None = None
     certifier: str | None = None
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
     norms: tuple[Norm, ...] = tuple(Norm)
 
     @model_validator(mode="after")
@@ -61,7 +61,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Suite:
-    """Ordered stages for one threat model. With ``skip_certified`` a proved sample is not attacked; otherwise
+    """Ordered stages for one threat model.
+
+    With ``skip_certified`` a proved sample is not attacked; otherwise
     attacks also run on proved samples, and a break there is a soundness contradiction.
     """
 
