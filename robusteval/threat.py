@@ -102,7 +102,7 @@ class ThreatModel:
         """Move ``x_adv`` into the ball and the box. Never differentiate through it.
 
         For L2 and L1 the point is projected on the ball, then clipped; as ``x`` lies in the box, clipping
-        only shortens the perturbation, so the result satisfies both.
+        only shortens the perturbation, so the result satisfies both, up to float32 rounding (see `hold`).
         """
         delta = x_adv - x
         if self.norm is Norm.LINF:
@@ -113,6 +113,19 @@ class ThreatModel:
         else:
             delta = _project_l1(delta, self.radius)
         return (x + delta).clamp(0.0, 1.0)
+
+    def hold(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Shrink the candidates that are outside until they are inside; the others keep every bit.
+
+        A budget kept in float32, as in `project`, is exceeded by more than `BUDGET_TOLERANCE` in large L2 and L1
+        balls. Here it is kept in float64 and coordinates are rounded towards ``x``, so that rounding cannot exceed it.
+        """
+        origin, scale = x.double(), (self.radius / self.distance(x, x_adv)).clamp_max(1.0)
+        target = (origin + (x_adv.double() - origin) * _per_sample(scale, x)).clamp(0.0, 1.0)
+        point = target.to(x.dtype)
+        beyond = (point.double() - origin).abs() > (target - origin).abs()
+        point = torch.where(beyond, torch.nextafter(point, x), point)
+        return torch.where(_per_sample(self.contains(x, x_adv), x), x_adv, point)
 
     def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Draw one point per sample: uniform in the Linf and L2 balls, on random L1 rays; clipped to [0,1]."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,33 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+@pytest.fixture(scope="session")
+def warm() -> Iterator[subprocess.Popen[str]]:
+    """A process that has imported torch and runs every command in a fork; see `warm_cli.py`."""
+    server = [sys.executable, str(Path(__file__).with_name("warm_cli.py"))]
+    with subprocess.Popen(
+        server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(), cwd=ROOT
+    ) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(warm: subprocess.Popen[str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Cli:
     """Run the real command in an empty folder; returns the finished process with its output as text."""
 
-    def run(*arguments: str | Path, cwd: Path = tmp_path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command(*arguments), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
-        )
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        printed = tmp_path_factory.mktemp("printed")
+        job = {"arguments": [str(argument) for argument in arguments], "cwd": str(tmp_path)}
+        files = {"stdout": str(printed / "out"), "stderr": str(printed / "err")}
+        assert warm.stdin is not None
+        assert warm.stdout is not None
+        warm.stdin.write(json.dumps({**job, **files}) + "\n")
+        warm.stdin.flush()
+        code = int(warm.stdout.readline())
+        out, err = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
+        return subprocess.CompletedProcess(job["arguments"], code, out, err)
 
     return run
 

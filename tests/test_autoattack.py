@@ -52,32 +52,32 @@ def fashion_mnist_wk() -> nn.Module:
 
 @pytest.mark.slow
 def test_digits_net_verdict_for_verdict_and_with_another_seed(digits_net: nn.Module, digits: Split) -> None:
-    """Seed 0 against seed 0: every verdict. Seed 0 against seed 1: at most 1 verdict in 200 apart."""
-    x, y, threat = digits.images(slice(0, 200)), digits.labels[:200], ThreatModel.parse("Linf", "0.1")
+    """Seed 0 against seed 0: every verdict. Seed 0 against seed 1: at most 1 verdict apart."""
+    x, y, threat = digits.images(slice(0, 100)), digits.labels[:100], ThreatModel.parse("Linf", "0.1")
     flags = ours(digits_net, x, y, threat, seed=0)
     assert flags == theirs(digits_net, x, y, threat, seed=0)
     assert abs(sum(flags) - sum(theirs(digits_net, x, y, threat, seed=1))) <= 1
-    assert 20 < sum(flags) < 180, "the case must be interesting"
+    assert 10 < sum(flags) < 90, "the case must be interesting"
 
 
 @pytest.mark.slow
 def test_fashion_mnist_wk_verdict_for_verdict() -> None:
     """A provably trained net of other people, near its published budget, which leaves it partly broken."""
     data = open_dataset("fashion_mnist", str(shared("fashion-mnist"))).load("test")
-    x, y, threat = data.images(slice(0, 40)), data.labels[:40], ThreatModel.parse("Linf", "0.1")
+    x, y, threat = data.images(slice(0, 24)), data.labels[:24], ThreatModel.parse("Linf", "0.1")
     model = fashion_mnist_wk()
     flags = ours(model, x, y, threat, seed=3)
     assert flags == theirs(model, x, y, threat, seed=3)
-    assert 10 < sum(flags) < 38
+    assert 5 < sum(flags) < 23
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "eps"), [("L2", "0.6"), ("L1", "1")])
 def test_other_norms_verdict_for_verdict(digits_net: nn.Module, digits: Split, norm: str, eps: str) -> None:
-    x, y, threat = digits.images(slice(0, 24)), digits.labels[:24], ThreatModel.parse(norm, eps)
+    x, y, threat = digits.images(slice(0, 16)), digits.labels[:16], ThreatModel.parse(norm, eps)
     flags = ours(digits_net, x, y, threat, seed=0)
     assert flags == theirs(digits_net, x, y, threat, seed=0)
-    assert 2 < sum(flags) < 23
+    assert 1 < sum(flags) < 16
 
 
 @pytest.mark.slow

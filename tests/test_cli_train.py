@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,11 +12,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
 from PIL import Image
 
-from robusteval.cli import main
 from robusteval.models.io import load_model
 
 CLI = Path(__file__).parents[1] / "cli.py"
@@ -27,19 +28,13 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run the command line in this process, in an empty folder; return exit code, stdout, stderr."""
+def cli(cli: conftest.Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """Run the command in an empty folder, which is also this process's; return exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["cli.py", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        done = cli(*arguments)
+        return done.returncode, done.stdout, done.stderr
 
     return run
 
@@ -53,8 +48,10 @@ def weights(run: Path) -> dict[str, bytes]:
     return {name: (run / name / "model.safetensors").read_bytes() for name in ("best", "last")}
 
 
-def interrupt(run: Path, arguments: tuple[str, ...], sign: signal.Signals) -> subprocess.CompletedProcess[str]:
-    """Start the command in its own process and send ``sign`` after its second epoch."""
+def interrupt(
+    run: Path, arguments: tuple[str, ...], sign: signal.Signals, epochs: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """Start the command in its own process and send ``sign`` at a random moment soon after ``epochs`` are done."""
     process = subprocess.Popen(
         [sys.executable, str(CLI), *arguments],
         stdout=subprocess.PIPE,
@@ -65,10 +62,11 @@ def interrupt(run: Path, arguments: tuple[str, ...], sign: signal.Signals) -> su
     )
     try:
         deadline = time.monotonic() + 120
-        while epochs_in(run) < 2:
+        while epochs_in(run) < epochs:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.3))
         process.send_signal(sign)
         out, err = process.communicate(timeout=60)
     finally:
@@ -86,12 +84,21 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_kill_and_the_same_command_give_identical_weights(cli: Cli, tmp_path: Path, uninterrupted: Path):
+def finished(run: Path) -> bool:
+    history = run / "history.json"
+    return history.exists() and len(json.loads(history.read_text())) == 20
+
+
+def test_kill_at_three_moments_and_the_same_command_give_identical_weights(
+    cli: Cli, tmp_path: Path, uninterrupted: Path
+):
     run = tmp_path / "run"
     arguments = (*TINY, "--epochs", "20", "--out", str(run))
-    killed = interrupt(run, arguments, signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
-    assert 2 <= epochs_in(run) < 20
+    for epochs in (0, 4, 9):
+        killed = interrupt(run, arguments, signal.SIGKILL, epochs)
+        assert killed.returncode == -signal.SIGKILL
+        assert epochs <= epochs_in(run)
+    assert not finished(run), "the kills must come before the end"
     code, out, _ = cli(*arguments)
     assert (code, out.splitlines()[0]) == (0, "complete: epoch 20 of 20")
     assert weights(run) == weights(uninterrupted)

@@ -17,7 +17,6 @@ from conftest import shared
 from PIL import Image
 from torch import Tensor, nn
 
-from robusteval.attacks._steps import held
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.pgd import PGD
 from robusteval.catalog import Catalog
@@ -218,7 +217,7 @@ def test_held_candidates_are_inside_without_any_tolerance(norm: str, eps: str, e
     length = (excess * threat.radius / threat.distance(x, x + delta)).float().view(-1, 1, 1, 1)
     candidates = torch.where(torch.arange(8).view(-1, 1, 1, 1) < 4, x + delta * length, x + 0.5 * delta * length)
     inside = threat.contains(x, candidates)
-    kept = held(x, candidates, threat)
+    kept = threat.hold(x, candidates)
     assert threat.contains(x[~inside], kept[~inside], tolerance=0).all()
     assert torch.equal(kept[inside], candidates[inside])
     assert (threat.distance(x, kept)[:4] > threat.radius * 0.999).all(), "held, not thrown away"

@@ -72,9 +72,10 @@ def test_projection_and_samples_obey_the_threat(seed: int, threat: tuple[str, st
     x = torch.rand(5, 2, 4, 4, generator=rng)
     wild = x + scale * torch.randn(x.shape, generator=rng)
     projected = model.project(x, wild)
-    assert model.contains(x, projected).all()
-    assert model.contains(x, model.sample(x, rng)).all()
-    assert torch.allclose(model.project(x, projected), projected, atol=1e-6)
+    for point in (projected, model.sample(x, rng)):
+        assert model.contains(x, point, tolerance=1e-5 * max(1.0, model.radius)).all()
+        assert model.contains(x, model.hold(x, point)).all()
+    assert torch.allclose(model.project(x, projected), projected, atol=1e-5)
 
 
 def test_l1_projection_is_the_closest_point() -> None:

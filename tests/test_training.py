@@ -420,7 +420,7 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, damage: str):
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
-        ("norm=L2", "dataset 'digits' has no customary eps for L2; give --eps"),
+        ("norm=L2", "Digits has no customary eps for L2; give --eps"),
         ("norm=L3", "unknown norm 'L3'"),
         ("eps=8", "eps '8' is above 1"),
         ("validation.size=1436", "leaves 1 of 1437 samples"),

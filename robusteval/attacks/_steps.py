@@ -48,18 +48,3 @@ def ascend(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, 
         point = point.detach()
         point = threat.project(x, point + steepest_step(grad, point, threat, size))
     return point
-
-
-def held(x: Tensor, candidates: Tensor, threat: ThreatModel) -> Tensor:
-    """Shrink the candidates outside ``threat`` until they are inside, leave the others bit for bit.
-
-    A budget kept in float32 is exceeded by more than `threat.BUDGET_TOLERANCE` in large L1 and L2 balls. Here it is
-    kept in float64, and coordinates are rounded towards ``x``, so that rounding cannot exceed it either.
-    """
-    per_sample = (-1, *[1] * (x.dim() - 1))
-    origin, scale = x.double(), (threat.radius / threat.distance(x, candidates)).clamp_max(1.0)
-    target = (origin + (candidates.double() - origin) * scale.view(per_sample)).clamp(0.0, 1.0)
-    point = target.to(x.dtype)
-    beyond = (point.double() - origin).abs() > (target - origin).abs()
-    point = torch.where(beyond, torch.nextafter(point, x), point)
-    return torch.where(threat.contains(x, candidates).view(per_sample), candidates, point)

@@ -12,7 +12,6 @@ import pyautoattack
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._steps import held
 from robusteval.attacks.base import AttackResult
 from robusteval.errors import UsageError
 from robusteval.rng import SampleRng
@@ -62,8 +61,8 @@ class AutoAttack:
     """One component of AutoAttack standard (Croce & Hein 2020, arXiv 2003.01690), run by pyautoattack.
 
     Every component starts from the clean inputs and is seeded with the batch's one seed, as AutoAttack does:
-    the inputs given are one AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes; with
-    fewer than four the targeted DLR loss, which is undefined there, gives way to the plain margin. Both are noted.
+    the inputs given are one AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes;
+    with fewer than four the targeted DLR loss, undefined there, gives way to the plain margin. Both are noted.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"component": name} for name in get_args(Component))
@@ -85,7 +84,7 @@ class AutoAttack:
             suite.apgd.logger = suite.apgd_targeted.logger = log
             adaptations = self._adapt(suite, classes)
             candidates = self._perturb_of(suite)(x.clone(), y.clone())
-        found = held(x, candidates.detach(), threat)
+        found = threat.hold(x, candidates.detach())
         return AttackResult(found, tuple(adaptations), tuple(dict.fromkeys(log.warnings)))
 
     def _adapt(self, suite: Any, classes: int) -> list[str]:

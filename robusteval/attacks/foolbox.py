@@ -12,7 +12,6 @@ import torch
 from foolbox.models.pytorch import PyTorchModel
 from torch import Tensor, nn
 
-from robusteval.attacks._steps import held
 from robusteval.attacks.base import AttackResult
 from robusteval.errors import UsageError, unknown
 from robusteval.rng import SampleRng
@@ -68,4 +67,4 @@ class Foolbox:
                 _, clipped, _ = self._build()(wrapped, x, y, epsilons=threat.radius)
         finally:
             np.random.set_state(numpy_state)
-        return AttackResult(held(x, clipped.detach().float(), threat))
+        return AttackResult(threat.hold(x, clipped.detach().float()))

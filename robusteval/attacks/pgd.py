@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.attacks._losses import LOSSES
-from robusteval.attacks._steps import ascend, held
+from robusteval.attacks._steps import ascend
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
@@ -52,7 +52,7 @@ class PGD:
                 self.steps,
                 self.step_size * threat.radius,
             )
-            found[left] = end = held(x_left, end, threat)
+            found[left] = end = threat.hold(x_left, end)
             with torch.no_grad():
                 left = left[model(end).argmax(1) == y_left]
             if len(left) == 0:
