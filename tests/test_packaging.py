@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 
 
@@ -47,17 +46,13 @@ def test_commands_work_in_a_clean_environment(wheel: Path, tmp_path: Path) -> No
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / "bin" / "python"
-    purelib = subprocess.run(
-        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
-    before = set(os.listdir(purelib))
+    ask = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    purelib = Path(subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip())
+    before = {path.name for path in purelib.iterdir()}
     subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel], check=True)
-    added = {name for name in set(os.listdir(purelib)) - before if not name.endswith((".dist-info", ".pth"))}
+    added = {path.name for path in purelib.iterdir() if path.suffix not in (".dist-info", ".pth")} - before
     assert added == {"robusteval"}
-    (Path(purelib) / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (purelib / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
     robusteval = venv / "bin" / "robusteval"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -81,10 +81,7 @@ def configs(data: Path) -> dict[str, EvalConfig]:
 
 def table(rows: list[Row]) -> str:
     """Render the comparison."""
-    lines = [
-        "| net | robust, ours | robust, pyautoattack | verdicts that differ | seconds, ours / theirs |",
-        "|---|---|---|---|---|",
-    ]
+    lines = ["| net | robust, ours | pyautoattack | verdicts that differ | seconds |", "|---|---|---|---|---|"]
     for row in rows:
         differ = sum(a != b for a, b in zip(row.ours, row.theirs, strict=True))
         lines.append(
@@ -100,14 +97,14 @@ def main() -> None:
     text = f"""# `standard` against a bare AutoAttack
 
 Linf, eps 0.1, the first {SAMPLES} test images. Ours: seed 0, chunks of 100. Theirs:
-`pyautoattack.AutoAttack(version="standard", seed=1)`, one batch of {SAMPLES}. The random draws share nothing, so this is
-how far two honest runs of the same protocol lie apart. With equal seeds and batches every verdict is equal
-(`tests/test_autoattack.py`).
+`pyautoattack.AutoAttack(version="standard", seed=1)`, one batch of {SAMPLES}. The random draws share nothing,
+so this is how far two honest runs of the same protocol lie apart. With equal seeds and batches every verdict
+is equal (`tests/test_autoattack.py`).
 
 {table(rows)}
 
-Made by `python tools/compare_autoattack.py ../shared/data` after `python cli.py train`, torch {torch.__version__}, CPU, one
-thread each. The seconds were taken once on a shared machine and say little; no claim rests on them.
+Made by `python tools/compare_autoattack.py ../shared/data` after `python cli.py train`, torch {torch.__version__},
+CPU, one thread each. Seconds (ours / theirs) were taken once on a shared machine; no claim rests on them.
 """
     OUT.parent.mkdir(parents=True, exist_ok=True)
     OUT.write_text(text, encoding="utf-8")
