@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -104,6 +105,12 @@ class Catalog:
     def build(self, name: str, params: Mapping[str, Any] | None = None) -> Any:
         """Build a plug-in from plain data; unknown and ill-typed parameters raise `UsageError`."""
         return construct(self.get(name), params or {}, f"{self.kind} '{name}'")
+
+
+def parameters(plugin: Any) -> dict[str, Any]:
+    """Return all hyper-parameters of a plug-in as JSON values, so that a record replays after defaults change."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(plugin)))
+    return plain
 
 
 def construct(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from robusteval.errors import UsageError
 
 PACKAGES = ("robusteval", "torch", "torchvision", "pyautoattack", "foolbox", "robustbench", "numpy", "pillow", "scipy")
+DECIDING = ("robusteval", "torch", "pyautoattack", "foolbox")
+"""Packages whose version may change a verdict."""
 
 
 class Environment(BaseModel):
@@ -34,7 +36,8 @@ class Environment(BaseModel):
     deterministic: bool
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
+    """Return the installed version of ``package``, or "absent"."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -59,7 +62,7 @@ def environment(device: torch.device) -> Environment:
     return Environment(
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
-        packages={package: _version(package) for package in PACKAGES},
+        packages={package: version_of(package) for package in PACKAGES},
         git_commit=_git("rev-parse", "HEAD"),
         git_dirty=None if status is None else bool(status),
         device=str(device),

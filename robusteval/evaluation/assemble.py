@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from robusteval.baselines.rank import Baseline, Placement, comparable, place, source
-from robusteval.evaluation.chunks import CHUNKS, chunk_path, load_chunk, merge_stages
+from robusteval.evaluation.chunks import chunk_path, load_chunk, merge_stages
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.preflight import square_check
 from robusteval.evaluation.suite import load_suite
@@ -41,14 +40,13 @@ def pending(plan: Plan, folder: Path) -> list[int]:
 
 
 def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
-    """Put all chunks together: write `samples.jsonl` and `report.json`, drop the chunk files."""
+    """Put all chunks together: write `samples.jsonl` and `report.json`."""
     chunks = [load_chunk(run.path, index) for index in plan.chunks]
     rows = [row for chunk in chunks for row in chunk.rows]
     lines = "".join(row.model_dump_json() + "\n" for row in rows)
     report = _report(plan, Counter(row.verdict for row in rows), merge_stages(c.stages for c in chunks), findings)
     write_atomic(run.path / SAMPLES, lines.encode())
     write_atomic(run.path / REPORT, (report.model_dump_json(indent=2) + "\n").encode())
-    shutil.rmtree(run.path / CHUNKS)
     return report
 
 

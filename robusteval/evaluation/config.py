@@ -10,7 +10,7 @@ from robusteval.errors import UsageError
 from robusteval.settings import Budget, PluginSpec, Settings
 
 MIN_BATCH = 16
-EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers"})
+EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers", "allow"})
 """Settings that say where things are or how to run, and cannot change a verdict."""
 
 

@@ -20,7 +20,7 @@ from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
-from robusteval.provenance import cpu_count, deterministic, pick_device
+from robusteval.provenance import DECIDING, cpu_count, deterministic, pick_device, version_of
 from robusteval.report import Finding
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.threat import Norm, ThreatModel
@@ -28,7 +28,10 @@ from robusteval.threat import Norm, ThreatModel
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything an evaluation needs, loaded and checked. ``split`` holds only the samples to evaluate."""
+    """Everything an evaluation needs, loaded and checked.
+
+    ``split`` holds only the samples to evaluate; a model that is ``in_memory`` only cannot be sent to workers.
+    """
 
     config: EvalConfig
     model: LoadedModel
@@ -37,6 +40,7 @@ class Plan:
     threat: ThreatModel
     suite: Suite
     device: torch.device
+    in_memory: bool
 
     @property
     def chunks(self) -> range:
@@ -51,6 +55,8 @@ class Plan:
     @property
     def workers(self) -> int:
         """Processes: by default one per CPU core, one on an accelerator; never more than chunks."""
+        if self.in_memory:
+            return 1
         default = cpu_count() if self.device.type == "cpu" else 1
         return min(self.config.workers or default, len(self.chunks))
 
@@ -61,7 +67,8 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     ``model`` replaces loading ``config.model``, for a model that exists only in this process.
     """
     check_seed(config.seed)
-    if model is None:
+    in_memory = model is not None
+    if not in_memory:
         config = fill_in(config)
     norm, device = config.norm or Norm.LINF.value, pick_device(config.device)
     if config.eps is not None:
@@ -78,7 +85,7 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     config = config.model_copy(update={"norm": threat.norm.value, "eps": threat.label})
     check_fit(model.module, info.shape, info.num_classes, f"model '{model.name}'")
     model.module.to(device)
-    return Plan(config, model, split, len(whole), threat, suite, device)
+    return Plan(config, model, split, len(whole), threat, suite, device, in_memory)
 
 
 def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None] = lambda stage: None) -> ChunkResult:
@@ -106,10 +113,11 @@ def preflight(plan: Plan) -> list[Finding]:
 
 
 def identity(plan: Plan) -> dict[str, object]:
-    """Return what a resumed run must share: settings, and hashes of weights, data and suite."""
+    """Return what a resumed run must share: settings, versions, and hashes of weights, data and suite."""
     return {
         **plan.config.identity(),
         "device": plan.device.type,
+        "versions": {package: version_of(package) for package in DECIDING},
         "weights_sha256": weights_digest(plan.model.module),
         "data_sha256": plan.split.content_hash,
         "suite_sha256": plan.suite.sha256,

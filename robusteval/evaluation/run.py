@@ -9,15 +9,17 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.assemble import assemble, pending
 from robusteval.evaluation.chunks import ChunkResult
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, identity, judge_chunk, preflight, prepare
-from robusteval.report import Report
+from robusteval.report import Finding, Report
 from robusteval.runs import RunDir
 
 Told = Callable[[ChunkResult | str], None]
@@ -29,13 +31,13 @@ def evaluate(plan: Plan, run: RunDir, told: Told = lambda news: None) -> Report:
 
     Raises `UsageError` when the folder belongs to other settings, `RobustevalError` when the model cannot be judged.
     """
+    findings = preflight(plan)
     run.claim(identity(plan))
     with run.locked():
-        return _evaluate(plan, run, told)
+        return _evaluate(plan, run, findings, told)
 
 
-def _evaluate(plan: Plan, run: RunDir, told: Told) -> Report:
-    findings = preflight(plan)
+def _evaluate(plan: Plan, run: RunDir, findings: list[Finding], told: Told) -> Report:
     todo = pending(plan, run.path)
     run.event("start", pending=len(todo), chunks=len(plan.chunks), workers=plan.workers)
     judged = _in_processes(plan, todo, run.path) if plan.workers > 1 else _in_turn(plan, todo, run.path, told)
@@ -53,9 +55,8 @@ def _in_turn(plan: Plan, todo: list[int], folder: Path, told: Told) -> Iterator[
 
 def _in_processes(plan: Plan, todo: list[int], folder: Path) -> Iterator[ChunkResult]:
     """Judge chunks in worker processes that load model and data themselves; never leave one behind."""
-    pool = ProcessPoolExecutor(
-        plan.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(plan.config, folder)
-    )
+    job = (plan.config, folder, identity(plan))
+    pool = ProcessPoolExecutor(plan.workers, multiprocessing.get_context("spawn"), _start_worker, job)
     try:
         for future in as_completed([pool.submit(_work, index) for index in todo]):
             yield future.result()
@@ -69,16 +70,17 @@ def _in_processes(plan: Plan, todo: list[int], folder: Path) -> Iterator[ChunkRe
         pool.shutdown(cancel_futures=True)
 
 
-_worker: dict[str, tuple[Plan, Path]] = {}
+_Job = tuple[EvalConfig, Path, dict[str, object]]
+_jobs: list[_Job] = []
 """What this worker process evaluates; set once when it starts."""
 
 
-def _start_worker(config: EvalConfig, folder: Path) -> None:
+def _start_worker(*job: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    _worker["job"] = (prepare(config), folder)
+    _jobs.append(job)
 
 
 def _die_with(parent: BaseProcess) -> None:
@@ -87,5 +89,15 @@ def _die_with(parent: BaseProcess) -> None:
 
 
 def _work(index: int) -> ChunkResult:
-    plan, folder = _worker["job"]
-    return judge_chunk(plan, index, folder)
+    _, folder, _ = _jobs[0]
+    return judge_chunk(_loaded(), index, folder)
+
+
+@cache
+def _loaded() -> Plan:
+    """Load model and data once, and make sure that they are the ones the parent looked at."""
+    config, _, expected = _jobs[0]
+    plan = prepare(config)
+    if identity(plan) != expected:
+        raise RobustevalError("the model or the data changed on disk while the evaluation was starting.")
+    return plan

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from robusteval.attacks.base import Attack
-from robusteval.catalog import Catalog, first_problem
+from robusteval.catalog import Catalog, first_problem, parameters
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import UsageError, unknown
 from robusteval.report import StageSpec, SuiteFacts
@@ -38,8 +38,10 @@ class _StageEntry(Settings):
         return self
 
     def spec(self) -> StageSpec:
+        """Return the stage with every hyper-parameter spelled out, so that the suite's hash covers defaults."""
         kind: Literal["attack", "certifier"] = "attack" if self.attack else "certifier"
-        return StageSpec(name=self.name, kind=kind, plugin=self.attack or self.certifier or "", params=self.params)
+        spec = StageSpec(name=self.name, kind=kind, plugin=self.attack or self.certifier or "", params=self.params)
+        return spec.model_copy(update={"params": parameters(_build(spec))})
 
 
 class _SuiteFile(Settings):

@@ -6,6 +6,7 @@ What is checked here needs neither the model nor the data.
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from robusteval.catalog import first_problem, resource_folder
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
-from robusteval.evaluation.chunks import WITNESSES, load_witnesses
+from robusteval.evaluation.chunks import CHUNKS, WITNESSES, load_witnesses
 from robusteval.evaluation.suite import suite_digest
 from robusteval.report import Manifest, Rate, Report, SampleRow, count_verdicts
 from robusteval.runs import file_digest, read_json, write_json
@@ -31,8 +32,9 @@ _UNSEALED = {MANIFEST, "events.jsonl", "config.json"}
 
 
 def seal(folder: Path) -> Manifest:
-    """Write `manifest.json`: the hash of every file of the report."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _UNSEALED)
+    """Write `manifest.json`, the hash of every file of the report; then drop the chunk files it replaces."""
+    everything = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != CHUNKS)
+    files = sorted(path for path in everything if path.name not in _UNSEALED)
     facts = [
         {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in files
@@ -40,6 +42,7 @@ def seal(folder: Path) -> Manifest:
     ]
     manifest = Manifest.model_validate({"files": facts})
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
+    shutil.rmtree(folder / CHUNKS, ignore_errors=True)
     return manifest
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from robusteval.catalog import parameters
 from robusteval.datasets.base import DataInfo, Split, hold_out
 from robusteval.datasets.open import open_dataset
 from robusteval.errors import UsageError
@@ -93,8 +93,8 @@ def prepare(config: TrainConfig) -> Plan:
         )
     resolved = config.model_copy(
         update={
-            "objective": config.objective.model_copy(update={"params": _plain(objective)}),
-            "model": config.model.model_copy(update={"params": _plain(architecture)}),
+            "objective": config.objective.model_copy(update={"params": parameters(objective)}),
+            "model": config.model.model_copy(update={"params": parameters(architecture)}),
             "norm": threat.norm.value,
             "eps": threat.label,
             "validation": config.validation.model_copy(update={"size": size}),
@@ -103,9 +103,3 @@ def prepare(config: TrainConfig) -> Plan:
     plan = Plan(resolved, objective, threat, train, validation, device, whole.content_hash)
     check_fit(plan.build_model(), plan.info.shape, plan.info.num_classes, f"model '{config.model.name}'")
     return plan
-
-
-def _plain(plugin: Any) -> dict[str, Any]:
-    """Return a plug-in's hyper-parameters as JSON values, so that a stored run replays after defaults change."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(plugin)))
-    return plain
