@@ -31,7 +31,10 @@ def _squash(name: str) -> str:
 
 
 def _find_class(path: Path) -> ast.ClassDef | None:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        raise UsageError(f"plug-in file '{path}' is not valid Python: {error}.") from error
     classes = (node for node in tree.body if isinstance(node, ast.ClassDef))
     return next((node for node in classes if _squash(node.name) == _squash(path.stem)), None)
 

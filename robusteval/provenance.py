@@ -78,16 +78,17 @@ def cpu_count() -> int:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU. Raises `UsageError`."""
+    """Return the device called ``name``; ``auto`` takes CUDA, else the CPU. Raises `UsageError`."""
     if name == "auto":
-        accelerated = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(accelerated)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("mps"):
+        raise UsageError("device 'mps' has no float64, in which distances are checked; use cpu.")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0]
-        raise UsageError(f"device '{name}' cannot be used: {reason}. Try cpu, cuda, mps or auto.") from error
+        raise UsageError(f"device '{name}' cannot be used: {reason}. Try cpu, cuda or auto.") from error
     return device
 
 
@@ -96,7 +97,9 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
     """Ask torch for deterministic, full float32 kernels and ``threads`` CPU threads; restore all afterwards."""
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only, before = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_float32_matmul_precision("highest")
     if threads is not None:
         torch.set_num_threads(threads)
     try:
@@ -104,4 +107,5 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(before)

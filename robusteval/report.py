@@ -103,7 +103,9 @@ class SuiteFacts(Record):
 
 
 class StageResult(Record):
-    """What a stage did: samples it was given and closed, and candidates the harness rejected.
+    """What a stage did: samples it was given and closed, and candidates the harness could not accept.
+
+    ``rejected`` candidates were misclassified but outside the threat model, ``non_finite`` ones NaN or infinite.
 
     Its cost is in passes (one image through the network once) and in seconds of one worker.
     """
@@ -113,6 +115,7 @@ class StageResult(Record):
     entered: int = Field(ge=0)
     closed: int = Field(ge=0)
     rejected: int = Field(ge=0)
+    non_finite: int = Field(ge=0)
     forward: int = Field(ge=0)
     backward: int = Field(ge=0)
     seconds: float = Field(ge=0)

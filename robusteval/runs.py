@@ -79,7 +79,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RobustevalError(f"cannot read '{path}': {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RobustevalError(f"'{path}' is not valid JSON: {error}.") from error
 
 
@@ -95,13 +95,13 @@ class RunDir:
         if config.exists():
             self._compare(flatten(read_json(config)), flatten(settings))
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
             raise UsageError(f"'{self.path}' exists and is not a run folder; choose another --out.")
         write_json(config, settings)
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        settings_first = sorted({*old, *new}, key=lambda key: (key.endswith("sha256"), key))
-        for key in settings_first:  # a hash differs because of a setting, which says more
+        settings_first = sorted({*old, *new}, key=lambda key: (key.endswith("sha256"), "logits" in key, key))
+        for key in settings_first:  # a hash differs because of a setting, logits because of either
             if old.get(key) != new.get(key):
                 raise UsageError(
                     f"'{self.path}' was started with {key} = {old.get(key)!r}, not {new.get(key)!r}; "

@@ -16,6 +16,7 @@ from robusteval.errors import UsageError, unknown
 BUDGET_TOLERANCE = 1e-6
 """Slack, in pixel units of [0, 1], that float32 rounding of ``x + delta`` is allowed."""
 
+MAX_EPS_LENGTH = 40
 _DECIMAL = re.compile(r"\d+(\.\d*)?|\.\d+")
 _RATIO = re.compile(r"(\d+)/(\d+)")
 
@@ -39,6 +40,8 @@ class Norm(StrEnum):
 def parse_eps(text: str) -> Fraction:
     """Parse ``"8/255"`` or ``"0.5"`` exactly; raise `UsageError` unless it is positive and finite."""
     cleaned = text.strip()
+    if len(cleaned) > MAX_EPS_LENGTH:
+        raise UsageError(f"eps '{cleaned[:20]}...' has {len(cleaned)} characters; at most {MAX_EPS_LENGTH} are read.")
     ratio = _RATIO.fullmatch(cleaned)
     if ratio and int(ratio[2]) == 0:
         raise UsageError(f"eps '{text}' divides by zero; write a positive fraction such as 8/255.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from robusteval.datasets.base import TensorPixels
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
-from robusteval.evaluation.chunks import CHUNKS, chunk_path
+from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.plan import Plan, judge_chunk, prepare
 from robusteval.evaluation.run import evaluate
 from robusteval.evaluation.validate import MANIFEST, read_report, seal, validate
@@ -90,12 +93,10 @@ def test_an_interrupted_run_continues_with_what_is_missing(model_folder: Path, f
     judge_chunk(plan, 1, folder)
     shutil.rmtree(folder / "witnesses")  # as if killed: rows are there, so the witnesses were, too
     judge_chunk(plan, 1, folder)
-    before = chunk_path(folder, 1).stat().st_mtime_ns
     write_json(folder / "config.json", json.loads((finished / "config.json").read_text()))
     heard: list[Any] = []
     evaluate(plan, RunDir(folder), heard.append)
     assert [news.rows[0].id for news in heard if not isinstance(news, str)] == [0, 50], "chunk 1 is not done again"
-    assert before
     assert same_evidence(finished, folder)
 
 
@@ -196,6 +197,96 @@ def test_the_model_is_left_as_found(digits_net: nn.Module, tmp_path: Path) -> No
     next(model.parameters()).requires_grad_(True)
 
 
+def test_nan_gradients_near_the_samples_do_not_pass_as_robustness(digits_net: nn.Module, tmp_path: Path) -> None:
+    """A term of value 0 whose gradient is NaN except exactly on the clean images."""
+
+    class Trap(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = digits_net
+
+        def forward(self, x: Tensor) -> Tensor:
+            off = (x * 16 - (x * 16).round()).abs().flatten(1).sum(1, keepdim=True)
+            trap = torch.where(off > 1e-3, (off - off).abs().sqrt(), torch.zeros_like(off))
+            return self.net(x) + trap
+
+    with pytest.raises(RobustevalError, match="--allow non-finite-gradients"):
+        evaluate(in_memory(Trap(), limit=25), RunDir(tmp_path / "stopped"))
+    with pytest.raises(RobustevalError, match="--allow non-finite-candidates"):
+        evaluate(in_memory(Trap(), limit=25, allow=("non-finite-gradients",)), RunDir(tmp_path / "late"))
+    allowed = ("non-finite-gradients", "non-finite-candidates")
+    report = evaluate(in_memory(Trap(), limit=25, allow=allowed), RunDir(tmp_path / "late"))
+    assert {finding.name for finding in report.findings if finding.severity == "error"} == set(allowed)
+
+
+def test_resuming_with_other_code_is_refused(digits_net: nn.Module, tmp_path: Path) -> None:
+    """The weights are the same, what is computed with them is not."""
+    plan = in_memory(Wrapped(digits_net, lambda z: z))
+    evaluate(plan, RunDir(tmp_path / "run"))
+    with pytest.raises(UsageError, match="logits_sha256"):
+        evaluate(in_memory(Wrapped(digits_net, lambda z: 2 * z)), RunDir(tmp_path / "run"))
+
+
+def test_a_pixel_out_of_range_anywhere_stops_the_run(digits_net: nn.Module, tmp_path: Path) -> None:
+    plan = in_memory(digits_net, limit=100)
+    pixels = TensorPixels(plan.split.pixels.read(plan.split.ids).clone())
+    pixels.data[90, 0, 0, 0] = 1.5
+    with pytest.raises(RobustevalError, match="sample 90"):
+        evaluate(replace(plan, split=replace(plan.split, pixels=pixels)), RunDir(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("norm", [None, "Linf", "linf"])
+def test_however_the_norm_is_spelled_the_models_own_eps_stays(model_folder: Path, norm: str | None) -> None:
+    config = {"model": str(model_folder), "limit": 10, "suite": "quick", "norm": norm}
+    assert str(prepare(EvalConfig.model_validate(config)).threat) == "Linf 0.1"
+    card = json.loads((model_folder / "config.json").read_text())
+    other = model_folder.parent / "other"
+    shutil.copytree(model_folder, other, dirs_exist_ok=True)
+    card["training"]["eps"] = "0.3"
+    (other / "config.json").write_text(json.dumps(card))
+    assert prepare(EvalConfig.model_validate({**config, "model": str(other)})).threat.label == "0.3"
+
+
+@pytest.mark.parametrize("training", [5, {"dataset": 5}, {"eps": 0.1, "dataset": ["digits"]}, None])
+def test_a_strange_card_is_not_believed(model_folder: Path, tmp_path: Path, training: object) -> None:
+    folder = tmp_path / "net"
+    shutil.copytree(model_folder, folder)
+    card = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**card, "training": training}))
+    (folder / "launch.json").write_text('["eps"]')
+    filled = fill_in(EvalConfig(model=str(folder)))
+    assert (filled.dataset, filled.norm, filled.eps) == ("digits", "Linf", None)
+
+
+def test_a_suite_of_ones_own_does_not_pass_as_a_shipped_one(model_folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "standard.toml"
+    mine.write_text('title = "AutoAttack standard"\n[[stages]]\nname = "apgd-ce"\nattack = "pgd"\n')
+    plan = plan_for(model_folder, suite=str(mine), limit=25)
+    report = finish(plan, tmp_path / "run")
+    assert report.suite.name == str(mine)
+    assert report.baselines.reason is not None
+
+
+@pytest.mark.parametrize("names", [("a", "a"), ("clean", "b"), ("", "b")])
+def test_stages_have_distinct_names(model_folder: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    stages = "".join(f'[[stages]]\nname = "{name}"\nattack = "pgd"\n' for name in names)
+    (tmp_path / "mine.toml").write_text(f'title = "mine"\n{stages}')
+    with pytest.raises(UsageError, match="repeated, empty or reserved"):
+        plan_for(model_folder, suite=str(tmp_path / "mine.toml"))
+
+
+def test_an_attack_that_crashes_is_one_sentence(digits_net: nn.Module, tmp_path: Path) -> None:
+    """Fine on the few images that are looked at first, not on an attack's batch."""
+
+    def fragile(z: Tensor) -> Tensor:
+        if z.requires_grad and len(z) < 50:
+            raise ValueError("no such batch")
+        return z
+
+    with pytest.raises(RobustevalError, match="stage 'pgd-margin' failed: ValueError: no such batch"):
+        evaluate(in_memory(Wrapped(digits_net, fragile), limit=60, chunk_size=25), RunDir(tmp_path / "run"))
+
+
 def edit(path: Path, change: Callable[[Any], None]) -> None:
     data = json.loads(path.read_text())
     change(data)
@@ -216,6 +307,12 @@ def brighten(folder: Path) -> None:
     tensors = safetensors.torch.load_file(path)
     tensors["x_adv"][0, 0, 0, 0] = 1.5
     safetensors.torch.save_file(tensors, path)
+
+
+def reshape_ids(folder: Path, change: Callable[[Tensor], Tensor]) -> None:
+    path = next((folder / "witnesses").iterdir())
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file({**tensors, "ids": change(tensors["ids"]).contiguous()}, path)
 
 
 MUTATIONS: dict[str, Callable[[Path], None]] = {
@@ -240,6 +337,18 @@ MUTATIONS: dict[str, Callable[[Path], None]] = {
     "dropped row": lambda f: (f / SAMPLES).write_text("\n".join((f / SAMPLES).read_text().splitlines()[1:]) + "\n"),
     "garbage line": lambda f: (f / SAMPLES).write_text("{" + (f / SAMPLES).read_text()),
     "bright witness": brighten,
+    "invented rank": lambda f: edit(f / REPORT, lambda r: r["baselines"].update(reason=None, rank=1, entries=67)),
+    "standard in name only": lambda f: edit(f / REPORT, lambda r: r["suite"].update(name="standard")),
+    "inflated stage": lambda f: edit(f / REPORT, lambda r: r["stages"][0].update(entered=60)),
+    "free of charge": lambda f: edit(f / REPORT, lambda r: r["stages"][0].update(forward=0)),
+    "other sample": lambda f: edit_row(f, "unknown", lambda r: r.update(id=999)),
+    "false reason": lambda f: edit_row(f, "unknown", lambda r: r.update(reason="proved robust")),
+    "endless eps": lambda f: edit(f / REPORT, lambda r: r["threat"].update(eps="1" * 5000)),
+    "nul path": lambda f: edit(f / MANIFEST, lambda m: m["files"][0].update(path="a\0b")),
+    "long path": lambda f: edit(f / MANIFEST, lambda m: m["files"][0].update(path="a" * 5000)),
+    "nested": lambda f: (f / REPORT).write_text("[" * 100_000),
+    "scalar ids": lambda f: reshape_ids(f, lambda ids: ids[0]),
+    "square ids": lambda f: reshape_ids(f, lambda ids: ids[None]),
     "lost witnesses": lambda f: next((f / "witnesses").iterdir()).unlink(),
     "truncated witnesses": lambda f: (p := next((f / "witnesses").iterdir())).write_bytes(p.read_bytes()[:-8]),
 }
@@ -250,9 +359,8 @@ def rehash(folder: Path) -> None:
     data = json.loads((folder / MANIFEST).read_text())
     for fact in data["files"]:
         path = folder / fact["path"]
-        if path.exists():
+        if len(fact["path"]) < 100 and "\0" not in fact["path"] and path.exists():
             fact.update(bytes=path.stat().st_size, sha256=file_digest(path))
-    data["files"] = [fact for fact in data["files"] if (folder / fact["path"]).exists()]
     (folder / MANIFEST).write_text(json.dumps(data))
 
 

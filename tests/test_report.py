@@ -106,6 +106,7 @@ def example(**changes: Any) -> Report:
                 "entered": 190,
                 "closed": 40,
                 "rejected": 0,
+                "non_finite": 0,
                 "forward": 1900,
                 "backward": 1800,
                 "seconds": 1.5,

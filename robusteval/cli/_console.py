@@ -23,6 +23,11 @@ def progress() -> Progress:
     )
 
 
+def say(message: str) -> None:
+    """Print a line on stderr as it is: no markup, no wrapping, no control characters."""
+    err.print("".join(c for c in message if c.isprintable()), soft_wrap=True, markup=False)
+
+
 def warn(message: str) -> None:
     """Print a warning on stderr."""
-    err.print(f"[yellow]warning:[/yellow] {message}")
+    say(f"warning: {message}")

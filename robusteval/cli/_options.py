@@ -35,7 +35,7 @@ threat_options = _stack(
 )
 run_options = _stack(
     click.option("--seed", type=int, help="Seed of everything random.  [default: 0]"),
-    click.option("--device", help="cpu, cuda, cuda:1, mps or auto.  [default: auto]"),
+    click.option("--device", help="cpu, cuda, cuda:1 or auto.  [default: auto]"),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: a new one under runs/]"),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON record on stdout."),
 )

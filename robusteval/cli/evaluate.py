@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.markup import escape
 
 from robusteval.cli import _console
 from robusteval.cli._options import config_options, data_options, run_options, threat_options
-from robusteval.errors import CheckFailed
+from robusteval.errors import CheckFailed, RobustevalError, UsageError
 
 if TYPE_CHECKING:
     from robusteval.evaluation.plan import Plan
@@ -46,6 +48,8 @@ def command(
     Without --model the newest training run, runs/latest, is evaluated, on its own data and threat model unless told
     otherwise. The same command resumes an interrupted evaluation and shows a finished one.
     """
+    if fail_under is not None and not 0 <= fail_under <= 100:
+        raise UsageError(f"--fail-under {fail_under} is not a percentage from 0 to 100.")
     flags |= {"architecture.name": architecture, "allow": allow or None}
     with _console.err.status("loading"):  # torch is imported only when there is work to do
         plan, run = _plan(config, assignments, flags, out)
@@ -67,22 +71,27 @@ def _plan(
     given = resolve(EvalConfig, toml, assignments, flags)
     plan = prepare(given)
     if given.model is None:
-        _console.err.print(f"no --model given: evaluating {plan.config.model}")
+        _console.say(f"no --model given: evaluating {plan.config.model}")
     if given.limit and given.limit > plan.available:
         _console.warn(f"--limit {given.limit} is more than the {plan.available} test images; all are evaluated.")
-    name = f"evaluate-{plan.suite.name}-{str(plan.config.dataset).split(':')[0]}-{digest(identity(plan))[:8]}"
+    name = (
+        f"evaluate-{Path(plan.suite.name).stem}-{str(plan.config.dataset).split(':')[0]}-{digest(identity(plan))[:8]}"
+    )
     return plan, RunDir(folder or Path("runs") / name)
 
 
 def _finished(run: RunDir, plan: Plan) -> Report | None:
     """Return the report of a run that is already complete, if its settings are these."""
     from robusteval.evaluation.plan import identity
-    from robusteval.evaluation.validate import MANIFEST, read_report
+    from robusteval.evaluation.validate import MANIFEST, read_report, validate
 
     if not (run.path / MANIFEST).is_file():
         return None
     run.claim(identity(plan))
-    _console.err.print(f"already complete: {run.path}")
+    problems = validate(run.path)
+    if problems:
+        raise RobustevalError(f"the report in '{run.path}' was changed: {problems[0]}; choose another --out.")
+    _console.say(f"already complete: {run.path}")
     return read_report(run.path)
 
 
@@ -94,7 +103,7 @@ def _run(plan: Plan, run: RunDir) -> Report:
     from robusteval.runs import write_atomic
     from robusteval.verdict import Verdict
 
-    _console.err.print(f"{plan.suite.title}, {plan.threat}: {len(plan.split)} samples -> {run.path}")
+    _console.say(f"suite {plan.suite.name}, {plan.threat}: {len(plan.split)} samples -> {run.path}")
     done, robust = 0, 0
     with _console.progress() as bar:
         task = bar.add_task("evaluating", total=len(plan.split), status="")
@@ -102,7 +111,7 @@ def _run(plan: Plan, run: RunDir) -> Report:
         def told(news: ChunkResult | str) -> None:
             nonlocal done, robust
             if isinstance(news, str):
-                bar.update(task, description=news)
+                bar.update(task, description=escape(news))
                 return
             done += len(news.rows)
             robust += sum(row.verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED) for row in news.rows)
@@ -121,5 +130,5 @@ def _show(report: Report, folder: Path, as_json: bool) -> None:
         click.echo(report.model_dump_json())
         return
     _console.out.print(render(report))
-    _console.out.print(f"report: {folder}", soft_wrap=True)
-    _console.out.print(f"check it: python cli.py validate {folder}", soft_wrap=True)
+    click.echo(f"report: {folder}")
+    click.echo(f"check it: python cli.py validate {shlex.quote(str(folder))}")

@@ -6,6 +6,7 @@ import json
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from robusteval.cli import _console
 from robusteval.errors import unknown
@@ -46,5 +47,5 @@ def command(kinds: tuple[str, ...], as_json: bool) -> None:
     for kind, plugins in found.items():
         table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
         for name, summary in plugins.items():
-            table.add_row(name, summary)
+            table.add_row(Text(name), Text(summary))
         _console.out.print(table if plugins else f"{kind}: none yet")

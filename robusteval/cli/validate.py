@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -15,16 +16,27 @@ SHOWN = 20
 @click.command("validate")
 @click.argument("path", type=click.Path(path_type=Path))
 def command(path: Path) -> None:
-    """Check the report in folder PATH: JSON Schemas, hashes, and that every number follows from the rows.
+    """Check the report in folder PATH: JSON Schemas, hashes, and that results, stages and rank follow from the rows.
 
-    Neither the model nor the data is needed. Exit code 3 if anything is wrong.
+    Neither the model nor the data is needed, so costs, provenance and the witnesses' effect are not checked. Exit
+    code 3 if anything is wrong.
     """
     from robusteval.evaluation.validate import validate
 
     folder = path.parent if path.name == "report.json" else path
-    problems = validate(folder)
+    problems = validate(folder) or [*_check_rendering(folder)]
     for problem in problems[:SHOWN]:
-        _console.err.print(f"[red]wrong:[/red] {problem}", soft_wrap=True)
+        _console.say(f"wrong: {problem}")
     if problems:
         raise CheckFailed(f"'{folder}' is not a valid report: {len(problems)} problem(s).")
-    _console.out.print(f"valid: {folder}", soft_wrap=True)
+    click.echo(f"valid: {folder}")
+
+
+def _check_rendering(folder: Path) -> Iterator[str]:
+    """`report.md` is what people read, so it must say what `report.json` says."""
+    from robusteval.evaluation.validate import read_report
+    from robusteval.render.markdown import render
+
+    text = folder / "report.md"
+    if not text.is_file() or text.read_text(encoding="utf-8", errors="replace") != render(read_report(folder)):
+        yield "report.md does not say what report.json says"

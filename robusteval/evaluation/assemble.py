@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from robusteval.baselines.rank import Baseline, Placement, comparable, place, source
 from robusteval.evaluation.chunks import chunk_path, load_chunk, merge_stages
+from robusteval.evaluation.compare import compare
 from robusteval.evaluation.plan import Plan
-from robusteval.evaluation.preflight import square_check
-from robusteval.evaluation.suite import load_suite
+from robusteval.evaluation.preflight import refuse_unless_allowed, square_check
 from robusteval.models.io import parameter_count, weights_digest
 from robusteval.provenance import environment
 from robusteval.report import (
-    Comparison,
     DataFacts,
     Finding,
     ModelFacts,
-    Neighbour,
     Report,
     Results,
     StageResult,
@@ -53,24 +51,27 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
 def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
+    findings = [*findings, *_late_findings(results, stages)]
+    refuse_unless_allowed(findings, plan.config.allow)
+    model, data = _model_facts(plan), _data_facts(plan)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=" ".join(["robusteval", *sys.argv[1:]]),
+        command=shlex.join(["robusteval", *sys.argv[1:]]),
         seed=plan.config.seed,
         chunk_size=plan.config.chunk_size,
         batch_size=plan.batch_size,
         workers=plan.workers,
         seconds=sum(stage.seconds for stage in stages),
-        model=_model_facts(plan),
-        data=_data_facts(plan),
+        model=model,
+        data=data,
         threat=ThreatFacts(
             norm=plan.threat.norm.value, eps=plan.threat.label, radius=plan.threat.radius, tolerance=BUDGET_TOLERANCE
         ),
         suite=plan.suite.facts(adaptations),
         results=results,
         stages=stages,
-        findings=(*findings, *_late_findings(results, stages)),
-        baselines=_compare(plan, results),
+        findings=tuple(findings),
+        baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results),
         environment=environment(plan.device),
     )
 
@@ -80,6 +81,14 @@ def _late_findings(results: Results, stages: tuple[StageResult, ...]) -> Iterato
     for stage in stages:
         for text in stage.warnings:
             yield Finding(name=stage.name, severity="warning", origin="autoattack", message=text, advice="")
+        if stage.non_finite:
+            yield Finding(
+                name="non-finite-candidates",
+                severity="error",
+                origin="robusteval",
+                message=f"{stage.name} ended at NaN or infinite inputs on {stage.non_finite} samples, left unbroken.",
+                advice="The model's gradient is probably NaN near them, so their robustness is an artefact.",
+            )
         if stage.rejected:
             yield Finding(
                 name="rejected-candidates",
@@ -115,49 +124,4 @@ def _data_facts(plan: Plan) -> DataFacts:
         classes=info.classes,
         benchmark=info.benchmark,
         sha256=plan.split.content_hash,
-    )
-
-
-def _compare(plan: Plan, results: Results) -> Comparison:
-    standard = load_suite("standard", plan.threat)
-    if not all(spec in plan.suite.specs for spec in standard.specs):
-        reason = f"suite '{plan.suite.name}' is not AutoAttack standard, by which RobustBench ranks."
-        return _comparison(Placement(reason=reason), [])
-    info, robust, extra_data = plan.split.info, results.empirical, _model_facts(plan).extra_data
-    placement = place(
-        title=info.title,
-        benchmark=info.benchmark,
-        threat=plan.threat,
-        robust=robust.rate,
-        interval=(robust.low, robust.high),
-        extra_data=extra_data,
-        complete=len(plan.split) == plan.available,
-    )
-    return _comparison(placement, comparable(info.benchmark, plan.threat.norm, plan.threat.eps, extra_data))
-
-
-def _comparison(placement: Placement, rivals: list[Baseline]) -> Comparison:
-    best = (placement.best,) if placement.best else ()
-    shown = dict.fromkeys((*best, *placement.above, *placement.below))
-    neighbours = [
-        Neighbour(
-            id=entry.id,
-            architecture=entry.architecture,
-            clean=entry.clean_acc,
-            best_known=entry.best_known,
-            extra_data=entry.additional_data,
-            rank=1 + sum(rival.best_known > entry.best_known for rival in rivals),
-        )
-        for entry in shown
-    ]
-    return Comparison(
-        snapshot=source(),
-        reason=placement.reason,
-        rank=placement.rank,
-        rank_best=placement.best_rank,
-        rank_worst=placement.worst_rank,
-        provisional=placement.provisional,
-        entries=placement.entries,
-        neighbours=tuple(neighbours),
-        notes=placement.notes,
     )

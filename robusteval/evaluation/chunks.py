@@ -50,6 +50,8 @@ def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
             "x_adv": torch.stack([witness.x_adv for witness in judgement.witnesses.values()]),
         }
         write_atomic(witness_path(run, index), safetensors.torch.save(tensors))
+    else:
+        witness_path(run, index).unlink(missing_ok=True)
     result = ChunkResult(rows=judgement.rows, stages=judgement.stages)
     write_atomic(chunk_path(run, index), result.model_dump_json().encode())
 
@@ -67,9 +69,12 @@ def load_witnesses(path: Path) -> tuple[list[int], Tensor]:
     """Read a witness file: ids and inputs (M, C, H, W); raise `RobustevalError` when it is damaged."""
     try:
         tensors = safetensors.torch.load_file(path)
-        return tensors["ids"].tolist(), tensors["x_adv"]
+        ids, x_adv = tensors["ids"], tensors["x_adv"]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RobustevalError(f"witness file '{path}' is damaged: {error}.") from error
+    if ids.dim() != 1 or ids.dtype != torch.int64 or x_adv.dim() != 4:
+        raise RobustevalError(f"witness file '{path}' holds {tuple(ids.shape)} ids and {tuple(x_adv.shape)} inputs.")
+    return ids.tolist(), x_adv
 
 
 def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResult, ...]:
@@ -82,5 +87,5 @@ def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResul
     return tuple(merged)
 
 
-_SUMMED = ("entered", "closed", "rejected", "forward", "backward", "seconds")
+_SUMMED = ("entered", "closed", "rejected", "non_finite", "forward", "backward", "seconds")
 _SAID = ("adaptations", "warnings")

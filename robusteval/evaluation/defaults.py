@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from robusteval.errors import UsageError
 from robusteval.evaluation.config import EvalConfig
 from robusteval.runs import LAUNCH, read_json
+from robusteval.threat import Norm
 
 LATEST = Path("runs") / "latest"
 
@@ -21,12 +21,14 @@ def fill_in(config: EvalConfig) -> EvalConfig:
     """
     model = config.model or _newest_run()
     trained = _training(Path(model).expanduser())
-    given = config.model_dump(exclude_none=True, exclude_defaults=True)
-    found: dict[str, Any] = {"dataset": "digits", "norm": "Linf", "model": model}
-    if trained.get("dataset") == given.get("dataset", trained.get("dataset")):
-        found |= {key: trained[key] for key in ("dataset", "data_dir") if key in trained}
-    if trained.get("norm") == given.get("norm", trained.get("norm")) and "dataset" in found:
-        found |= {key: trained[key] for key in ("norm", "eps") if key in trained}
+    same_data = config.dataset in (None, trained.get("dataset"))
+    same_norm = config.norm is None or Norm.parse(config.norm).value == trained.get("norm")
+    found = {"model": model, "dataset": "digits", "norm": Norm.LINF.value}
+    if same_data:
+        found |= {key: trained[key] for key in ("dataset", "data_dir", "norm") if key in trained}
+    if same_data and same_norm and "eps" in trained:
+        found["eps"] = trained["eps"]
+    given = config.model_dump(exclude_none=True)
     return config.model_copy(update={key: value for key, value in found.items() if key not in given})
 
 
@@ -36,13 +38,21 @@ def _newest_run() -> str:
     return str(LATEST.parent / LATEST.resolve().name)
 
 
-def _training(folder: Path) -> Mapping[str, Any]:
-    """Return what a model folder or run folder says about its training; empty for any other model."""
+def _training(folder: Path) -> dict[str, str]:
+    """Return dataset, norm and eps that a model folder or run folder says it was trained for, and where the data lay.
+
+    What the card says is a stranger's word: only text is taken, and it is checked like a user's.
+    """
     for candidate in (folder / "best" / "config.json", folder / "config.json"):
         if (candidate.parent / "model.safetensors").is_file() and candidate.is_file():
-            card = read_json(candidate)
-            training = card.get("training") if isinstance(card, dict) else None
+            card = _texts(read_json(candidate), "training", ("dataset", "norm", "eps"))
             launch = folder / LAUNCH
-            places = read_json(launch) if launch.is_file() else {}
-            return {**(training if isinstance(training, dict) else {}), **places}
+            return card | (_texts({"launch": read_json(launch)}, "launch", ("data_dir",)) if launch.is_file() else {})
     return {}
+
+
+def _texts(record: Any, part: str, keys: tuple[str, ...]) -> dict[str, str]:
+    section = record.get(part) if isinstance(record, dict) else None
+    if not isinstance(section, dict):
+        return {}
+    return {key: section[key] for key in keys if isinstance(section.get(key), str)}

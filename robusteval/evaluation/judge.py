@@ -18,12 +18,14 @@ from robusteval.attacks._losses import margin_loss
 from robusteval.attacks.base import Attack
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
-from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import Stage
 from robusteval.report import SampleRow, StageResult
 from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
 from robusteval.verdict import Verdict, Witness
+
+SURVIVED = "survived every attack"
 
 Told = Callable[[str], None]
 
@@ -82,6 +84,7 @@ def judge(
     ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. Raises `RobustevalError` on
     non-finite logits and `SoundnessContradiction` when a proved sample is broken.
     """
+    _check_inputs(x, ids)
     with torch.no_grad():
         logits = _finite_logits(probe, x, ids)
     prediction, margin = logits.argmax(1), -margin_loss(logits, y)
@@ -110,6 +113,7 @@ def _run_stage(
         entered=len(rows),
         closed=outcome.closed,
         rejected=outcome.rejected,
+        non_finite=outcome.non_finite,
         forward=probe.passes.forward - before.forward,
         backward=probe.passes.backward - before.backward,
         seconds=time.perf_counter() - began,
@@ -122,13 +126,15 @@ def _run_stage(
 class _Outcome:
     closed: int = 0
     rejected: int = 0
+    non_finite: int = 0
     adaptations: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def _attack(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
     x, y, ids = chunk.x[rows], chunk.y[rows], chunk.ids[rows]
-    result = cast(Attack, stage.run)(probe, x, y, threat, rng)
+    with failures(f"stage '{stage.name}'"):
+        result = cast(Attack, stage.run)(probe, x, y, threat, rng)
     candidates = result.candidates.detach().float()
     if candidates.shape != x.shape:
         raise RobustevalError(f"stage '{stage.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
@@ -142,11 +148,13 @@ def _attack(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: Thr
     for i in broken:
         witness = Witness(candidates[i].cpu(), int(prediction[i]), float(distance[i]), float(margin[i]))
         chunk.break_(int(rows[i]), witness, stage.name)
-    return _Outcome(len(broken), claimed, result.adaptations, result.warnings)
+    non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
+    return _Outcome(len(broken), claimed, non_finite, result.adaptations, result.warnings)
 
 
 def _certify(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
-    certificates = cast(Certifier, stage.run)(probe, chunk.x[rows], chunk.y[rows], threat, rng)
+    with failures(f"stage '{stage.name}'"):
+        certificates = cast(Certifier, stage.run)(probe, chunk.x[rows], chunk.y[rows], threat, rng)
     if len(certificates) != len(rows):
         raise RobustevalError(f"stage '{stage.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
     for row, certificate in zip(rows.tolist(), certificates, strict=True):
@@ -155,6 +163,15 @@ def _certify(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: Th
         else:
             chunk.why[row] = f"{stage.name}: {certificate.reason}"
     return _Outcome(closed=sum(certificate.proved for certificate in certificates))
+
+
+def _check_inputs(x: Tensor, ids: Tensor) -> None:
+    flat = x.flatten(1)
+    bad = ~((flat >= 0) & (flat <= 1)).all(1).cpu()
+    if bad.any():
+        raise RobustevalError(
+            f"sample {int(ids[bad][0])} has pixels outside [0, 1], so no perturbation could stay in it."
+        )
 
 
 def _finite_logits(probe: Probe, x: Tensor, ids: Tensor) -> Tensor:
@@ -170,7 +187,7 @@ def _rows(chunk: _Chunk, prediction: Tensor, margin: Tensor) -> tuple[SampleRow,
     rows = []
     for i, sample in enumerate(chunk.ids.tolist()):
         witness, verdict = chunk.witnesses.get(sample), chunk.verdicts[i]
-        survived = "survived every attack" if verdict is Verdict.UNKNOWN else None
+        survived = SURVIVED if verdict is Verdict.UNKNOWN else None
         rows.append(
             SampleRow(
                 id=sample,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from robusteval.evaluation.config import EvalConfig, check_seed
 from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.preflight import SAMPLES, inspect, refuse_unless_allowed
-from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
@@ -106,10 +107,20 @@ def preflight(plan: Plan) -> list[Finding]:
     """Run the checks on the first samples; raise `RobustevalError` for what is not allowed."""
     x, y = plan.split.images(slice(0, SAMPLES)).to(plan.device), plan.split.labels[:SAMPLES].to(plan.device)
     found_training = plan.model.module.training
-    with deterministic(threads=1), frozen(plan.model.module) as module:
-        findings = inspect(module, x, y, plan.split.info.num_classes, found_training)
+    with deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
+        findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
     refuse_unless_allowed(findings, plan.config.allow)
     return findings
+
+
+def _behaviour(plan: Plan) -> str:
+    """Hash the logits of the first samples, in thousandths: code that computes something else shows here."""
+    if "randomised" in plan.config.allow:
+        return "randomised"
+    x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
+    with torch.no_grad(), deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
+        logits = module(x).double().mul(1000).round().cpu()
+    return hashlib.sha256(logits.numpy().tobytes()).hexdigest()
 
 
 def identity(plan: Plan) -> dict[str, object]:
@@ -120,5 +131,6 @@ def identity(plan: Plan) -> dict[str, object]:
         "versions": {package: version_of(package) for package in DECIDING},
         "weights_sha256": weights_digest(plan.model.module),
         "data_sha256": plan.split.content_hash,
+        "logits_sha256": _behaviour(plan),
         "suite_sha256": plan.suite.sha256,
     }

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from robusteval.errors import RobustevalError
 from robusteval.report import Finding, StageResult
+from robusteval.rng import generator
+from robusteval.threat import ThreatModel
 
 SAMPLES = 64
 AGREEMENT = 1e-4
@@ -28,7 +30,9 @@ def _ours(name: str, severity: str, message: str, advice: str) -> Finding:
     )
 
 
-def inspect(model: nn.Module, x: Tensor, y: Tensor, num_classes: int, found_training: bool) -> list[Finding]:
+def inspect(
+    model: nn.Module, x: Tensor, y: Tensor, num_classes: int, found_training: bool, threat: ThreatModel
+) -> list[Finding]:
     """Run every check on at most `SAMPLES` inputs ``x`` (N, C, H, W) with labels ``y``.
 
     ``model`` is in eval mode with frozen parameters. Raises `RobustevalError` where no attack could mean
@@ -40,6 +44,8 @@ def inspect(model: nn.Module, x: Tensor, y: Tensor, num_classes: int, found_trai
     _refuse_impossible(x, y, logits, num_classes)
     found = [*_train_mode(found_training), *_probabilities(logits)]
     found += [*_randomness(model, x, logits), *_batch_dependence(model, x, logits), *_input_gradient(model, x, y)]
+    nearby = threat.sample(x, generator(0, "preflight"))
+    found += [finding for finding in _input_gradient(model, nearby, y) if finding not in found]
     return found + _autoattack(model, x, y)
 
 

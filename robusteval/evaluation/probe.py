@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,20 @@ from torch.utils.checkpoint import checkpoint
 
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.config import MIN_BATCH
+from robusteval.models.base import summary
+
+
+@contextmanager
+def failures(what: str) -> Iterator[None]:
+    """Turn any error of foreign code (a model, an attack library) into one sentence about ``what``."""
+    try:
+        yield
+    except RobustevalError:
+        raise
+    except torch.OutOfMemoryError as error:
+        raise RobustevalError(f"{what} ran out of memory; try a smaller --batch-size.") from error
+    except Exception as error:
+        raise RobustevalError(f"{what} failed: {summary(error)}") from error
 
 
 @dataclass

@@ -51,6 +51,14 @@ class _SuiteFile(Settings):
     skip_certified: bool = False
     stages: tuple[_StageEntry, ...]
 
+    @model_validator(mode="after")
+    def _distinct_names(self) -> _SuiteFile:
+        names = [stage.name for stage in self.stages]
+        repeated = {name for name in names if names.count(name) > 1 or name in ("", "clean")}
+        if repeated:
+            raise ValueError(f"stage name '{repeated.pop()}' is repeated, empty or reserved")
+        return self
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -135,7 +143,7 @@ def load_suite(name: str, threat: ThreatModel) -> Suite:
         raise unknown("suite", name, shipped)
     content = _read(path)
     specs = tuple(entry.spec() for entry in content.stages if threat.norm in entry.norms)
-    suite = Suite(path.stem, content.title, content.reference, content.skip_certified, specs)
+    suite = Suite(name, content.title, content.reference, content.skip_certified, specs)
     if not specs:
         raise UsageError(f"suite '{name}' has no stage for {threat.norm.value}.")
     for stage in suite.stages():

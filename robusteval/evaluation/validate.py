@@ -1,6 +1,7 @@
 """Check a report folder: schema, hashes, and that the numbers follow from the rows.
 
-What is checked here needs neither the model nor the data.
+What is checked here needs neither the model nor the data, so it cannot tell a report of other samples, or of another
+model, from the one it claims to be.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from robusteval.catalog import first_problem, resource_folder
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS, WITNESSES, load_witnesses
-from robusteval.evaluation.suite import suite_digest
-from robusteval.report import Manifest, Rate, Report, SampleRow, count_verdicts
-from robusteval.runs import file_digest, read_json, write_json
+from robusteval.evaluation.compare import compare
+from robusteval.evaluation.judge import SURVIVED
+from robusteval.evaluation.suite import load_suite, suite_digest
+from robusteval.report import Manifest, Rate, Report, SampleRow, StageResult, count_verdicts
+from robusteval.runs import LOCK, file_digest, read_json, write_json
+from robusteval.suites import suite_files
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict
 
@@ -35,6 +39,9 @@ def seal(folder: Path) -> Manifest:
     """Write `manifest.json`, the hash of every file of the report; then drop the chunk files it replaces."""
     everything = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != CHUNKS)
     files = sorted(path for path in everything if path.name not in _UNSEALED)
+    for path in folder.rglob(".*"):
+        if path.is_file() and path.name != LOCK:
+            path.unlink()  # what a killed process was still writing
     facts = [
         {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in files
@@ -77,16 +84,18 @@ def validate(folder: Path) -> list[str]:
 
 
 def _survive(check: Iterator[str]) -> Iterator[str]:
-    """Turn a check that cannot go on, say on a damaged witness file, into one more problem."""
+    """Turn a check that cannot go on, say on a damaged or hostile file, into one more problem."""
     try:
         yield from check
     except RobustevalError as error:
         yield str(error)
+    except (ValueError, TypeError, ArithmeticError, OSError, RecursionError) as error:
+        yield f"cannot be checked: {type(error).__name__}: {str(error)[:200]}"
 
 
 def _lines(folder: Path) -> list[str]:
     try:
-        return (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
+        return (folder / SAMPLES).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise RobustevalError(f"cannot read '{folder / SAMPLES}': {error}.") from error
 
@@ -129,7 +138,7 @@ def _check_manifest(folder: Path) -> Iterator[str]:
             yield f"'{fact.path}' is listed in {MANIFEST} but missing"
         elif (path.stat().st_size, file_digest(path)) != (fact.bytes, fact.sha256):
             yield f"'{fact.path}' is not the file that {MANIFEST} hashes"
-    for path in (folder / WITNESSES).glob("*"):
+    for path in (folder / WITNESSES).glob("[!.]*"):
         if f"{WITNESSES}/{path.name}" not in listed:
             yield f"'{WITNESSES}/{path.name}' is not listed in {MANIFEST}"
 
@@ -139,9 +148,10 @@ def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         yield f"{SAMPLES} has {len(rows)} rows, the report says {report.data.evaluated}"
     if report.data.evaluated > report.data.total:
         yield f"{report.data.evaluated} samples evaluated of only {report.data.total}"
-    ids = [row.id for row in rows]
-    if len(set(ids)) != len(ids):
-        yield f"{SAMPLES} repeats sample {Counter(ids).most_common(1)[0][0]}"
+    for position, row in enumerate(rows):
+        if row.id != position:
+            yield f"{SAMPLES} line {position + 1} is sample {row.id}; the first samples in order are expected"
+            break
     stages = {stage.name: stage.kind for stage in report.stages}
     for row in rows:
         yield from (f"sample {row.id}: {problem}" for problem in _check_row(row, report, stages))
@@ -158,6 +168,10 @@ def _check_row(row: SampleRow, report: Report, stages: dict[str, Any]) -> Iterat
     closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
     if stages.get(row.stage or "") != closer:
         yield f"is {row.verdict} by stage '{row.stage}'"
+    undecided = {f"{name}: " for name, kind in stages.items() if kind == "certifier"}
+    explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
+    if explained != (row.verdict is Verdict.UNKNOWN):
+        yield f"is {row.verdict} for the reason '{row.reason}'"
     yield from _check_witness_facts(row, report)
 
 
@@ -191,6 +205,11 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         yield "the counts of verdicts do not follow from the rows"
     if suite_digest(report.suite.stages, report.suite.skip_certified) != report.suite.sha256:
         yield "the suite's hash does not match its stages"
+    if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
+        yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
+    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results)
+    if compare(*stated) != report.baselines:
+        yield "the comparison with RobustBench does not follow from the results"
 
 
 def _same_rate(a: Rate | None, b: Rate | None) -> bool:
@@ -207,10 +226,25 @@ def _show(rate: Rate | None) -> str:
 def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     if [stage.name for stage in report.stages] != [spec.name for spec in report.suite.stages]:
         yield "the stages that ran are not those of the suite"
+    order = {stage.name: position for position, stage in enumerate(report.stages)}
     closed = Counter(row.stage for row in rows if row.stage)
     for stage in report.stages:
-        if stage.closed != closed[stage.name] or stage.entered < stage.closed:
-            yield f"stage '{stage.name}' closed {stage.closed} of {stage.entered}; the rows give {closed[stage.name]}"
+        entered = sum(_enters(row, stage, order, report.suite.skip_certified) for row in rows)
+        if (stage.closed, stage.entered) != (closed[stage.name], entered):
+            yield (
+                f"stage '{stage.name}' closed {stage.closed} of {stage.entered}; "
+                f"the rows give {closed[stage.name]} of {entered}"
+            )
+        if stage.kind == "attack" and stage.forward < stage.entered:
+            yield f"stage '{stage.name}' looked at {stage.entered} samples in {stage.forward} forward passes"
+
+
+def _enters(row: SampleRow, stage: StageResult, order: Mapping[str, int], skip_certified: bool) -> bool:
+    """Whether a stage was given a sample: the sample was open, or certified and the suite attacks those, too."""
+    if row.verdict is Verdict.MISCLASSIFIED:
+        return False
+    was_open = row.stage is None or order.get(row.stage, -1) >= order[stage.name]
+    return was_open or (row.verdict is Verdict.CERTIFIED and stage.kind == "attack" and not skip_certified)
 
 
 def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:

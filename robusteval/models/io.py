@@ -136,7 +136,7 @@ def load_model(
         loaded = _from_source(spec, shape, num_classes, source_params or {})
     else:
         raise _unresolved(spec, path)
-    return replace(loaded, source=spec, module=loaded.module.eval().to(device))
+    return replace(loaded, module=loaded.module.eval().to(device))
 
 
 def _from_file(

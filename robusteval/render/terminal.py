@@ -37,16 +37,16 @@ def render(report: Report) -> RenderableType:
 def _results(report: Report) -> Table:
     table = Table("", "accuracy", "95 % interval", "samples", caption=BRACKET)
     for row in accuracies(report):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
 def _stages(report: Report) -> Table:
-    table = Table(title=report.suite.title, caption=STAGE_LEGEND)
+    table = Table(title=Text(f"suite {report.suite.name}: {report.suite.title}"), caption=STAGE_LEGEND)
     for i, name in enumerate(STAGE_HEADER):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in stage_rows(report):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 
@@ -54,7 +54,6 @@ def _neighbours(report: Report) -> Table:
     table = Table("rank", "RobustBench entry", "architecture", "clean", "best known", "extra data")
     for entry in report.baselines.neighbours:
         extra = "yes" if entry.extra_data else "no"
-        table.add_row(
-            str(entry.rank), entry.id, entry.architecture, f"{entry.clean:.2f}", f"{entry.best_known:.2f}", extra
-        )
+        cells = (str(entry.rank), entry.id, entry.architecture, f"{entry.clean:.2f}", f"{entry.best_known:.2f}", extra)
+        table.add_row(*map(Text, cells))
     return table

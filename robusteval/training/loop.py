@@ -158,6 +158,7 @@ def _card(plan: Plan, row: Row) -> dict[str, Any]:
         "training": {
             "objective": config.objective.model_dump(),
             "dataset": config.dataset,
+            "extra_data": False,
             "norm": config.norm,
             "eps": config.eps,
             "seed": config.seed,

@@ -71,8 +71,11 @@ def _threat(library: ModuleType, dataset: str, named: str | None, name: str) -> 
     if named is not None and named not in entries:
         raise unknown("RobustBench threat model", named, _THREATS)
     searched = [named] if named is not None else list(_THREATS)
-    found = next((threat for threat in searched if name in entries[threat]), None)
-    if found is None:
+    found = [threat for threat in searched if name in entries[threat]]
+    if len(found) > 1:
+        choices = " or ".join(f"robustbench:{dataset}/{threat}/{name}" for threat in found)
+        raise UsageError(f"RobustBench has '{name}' for several threat models; say which: {choices}.")
+    if not found:
         known = [entry for threat in searched for entry in entries[threat]]
         raise unknown_entry(f"robustbench ({dataset}, {' or '.join(searched)})", name, known)
-    return found
+    return found[0]
