@@ -7,7 +7,7 @@ DEV_READY := $(VENV)/.ready-dev
 
 .PHONY: demo install test lint format schemas clean
 
-# Train SOVR on digits, attack it with AutoAttack standard, check the report.
+# Train SOVR on digits, attack it with AutoAttack standard.
 demo: $(READY)
 	$(BIN)/python cli.py train
 	$(BIN)/python cli.py evaluate --suite standard
