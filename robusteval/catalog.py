@@ -10,6 +10,7 @@ import ast
 import importlib
 import importlib.util
 import json
+import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -135,5 +136,9 @@ def first_problem(error: ValidationError) -> str:
     """Say the first problem of a pydantic error in one sentence."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"'{where}' is missing."
+    if first["type"] == "extra_forbidden":
+        return f"there is no '{where}'."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{where} = {first['input']!r} is not allowed: {message}." if where else f"{message}."
+    return f"{where} = {reprlib.repr(first['input'])} is not allowed: {message}." if where else f"{message}."

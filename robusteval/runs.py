@@ -100,8 +100,8 @@ class RunDir:
         write_json(config, settings)
 
     def _compare(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        settings_first = sorted({*old, *new}, key=lambda key: (key.endswith("sha256"), "logits" in key, key))
-        for key in settings_first:  # a hash differs because of a setting, logits because of either
+        # hashes come last: they differ because of a setting, logits because of either
+        for key in sorted({*old, *new}, key=lambda key: (key != "command", "sha256" in key, "logits" in key, key)):
             if old.get(key) != new.get(key):
                 raise UsageError(
                     f"'{self.path}' was started with {key} = {old.get(key)!r}, not {new.get(key)!r}; "

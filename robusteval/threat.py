@@ -42,6 +42,8 @@ def parse_eps(text: str) -> Fraction:
     cleaned = text.strip()
     if len(cleaned) > MAX_EPS_LENGTH:
         raise UsageError(f"eps '{cleaned[:20]}...' has {len(cleaned)} characters; at most {MAX_EPS_LENGTH} are read.")
+    if cleaned.startswith("-"):
+        raise UsageError(f"eps '{text}' is negative; give a positive eps such as 8/255.")
     ratio = _RATIO.fullmatch(cleaned)
     if ratio and int(ratio[2]) == 0:
         raise UsageError(f"eps '{text}' divides by zero; write a positive fraction such as 8/255.")

@@ -219,6 +219,11 @@ def test_nan_gradients_near_the_samples_do_not_pass_as_robustness(digits_net: nn
     assert {finding.name for finding in report.findings if finding.severity == "error"} == set(allowed)
 
 
+def test_a_model_no_better_than_guessing_is_named(digits_net: nn.Module, tmp_path: Path) -> None:
+    report = evaluate(in_memory(Wrapped(digits_net, lambda z: z.roll(1, dims=1))), RunDir(tmp_path / "run"))
+    assert "near-chance" in {finding.name for finding in report.findings}
+
+
 def test_resuming_with_other_code_is_refused(digits_net: nn.Module, tmp_path: Path) -> None:
     """The weights are the same, what is computed with them is not."""
     plan = in_memory(Wrapped(digits_net, lambda z: z))

@@ -374,9 +374,10 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_factory_from_the_current_folder(factories: str) -> None:
     before = list(sys.path)
     for name in ("good", "Net"):
-        loaded = load_model(f"{factories}:{name}", None, SHAPE, 3)
+        spec = f"{factories}:{name}"
+        loaded = load_model(spec, None, SHAPE, 3)
         assert torch.equal(loaded.module(x()), x().flatten(1)[:, :3] * 7)
-        assert (loaded.name, loaded.architecture, loaded.source) == (name, "Net", f"{factories}:{name}")
+        assert (loaded.name, loaded.architecture, loaded.source) == (spec, "Net", spec)
     assert sys.path == before
 
 

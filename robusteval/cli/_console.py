@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -13,7 +16,7 @@ def progress() -> Progress:
     """Return a progress display on stderr: description, bar, count, elapsed time, time left."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -21,6 +24,11 @@ def progress() -> Progress:
         TextColumn("{task.fields[status]}"),
         console=err,
     )
+
+
+def program() -> str:
+    """Return how this program was called: from a checkout or installed."""
+    return "python cli.py" if Path(sys.argv[0]).name == "cli.py" else "robusteval"
 
 
 def say(message: str) -> None:

@@ -131,4 +131,4 @@ def _show(report: Report, folder: Path, as_json: bool) -> None:
         return
     _console.out.print(render(report))
     click.echo(f"report: {folder}")
-    click.echo(f"check it: python cli.py validate {shlex.quote(str(folder))}")
+    click.echo(f"check it: {_console.program()} validate {shlex.quote(str(folder))}")

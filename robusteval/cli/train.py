@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from robusteval.cli._console import err, progress
+from robusteval.cli._console import err, program, progress, say
 from robusteval.cli._options import config_options, data_options, run_options, threat_options
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.render.curves import training_curves
@@ -81,12 +82,21 @@ def command(
     run.claim(plan.identity)
     if plan.config.data_dir is not None:
         write_json(folder / LAUNCH, {"data_dir": str(Path(plan.config.data_dir).expanduser().resolve())})
-    if folder.parent.resolve() == RUNS.resolve():
-        point_latest(folder)
-    with _listener(plan, folder / "tensorboard" if board else None) as on_event:
-        result = train(plan, run, on_event=on_event, stop_after=stop_after)
+    say(f"training {plan.name}: {len(plan.train)} samples, {plan.threat} -> {folder}")
+    _point_latest(folder)
+    try:
+        with _listener(plan, folder / "tensorboard" if board else None) as on_event:
+            result = train(plan, run, on_event=on_event, stop_after=stop_after)
+    finally:
+        _point_latest(folder)
     training_curves(result.history, f"{plan.name}: {plan.info.title}, {plan.threat}", folder / "training.png")
     _print_result(result, plan.config.epochs, as_json)
+
+
+def _point_latest(folder: Path) -> None:
+    """Point `runs/latest` at a run that has a model already."""
+    if folder.parent.resolve() == RUNS.resolve() and (folder / "best").is_dir():
+        point_latest(folder)
 
 
 def _resumed(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
@@ -136,19 +146,21 @@ def _listener(plan: Plan, board: Path | None) -> Iterator[OnEvent]:
     write = ignore if board is None else tensorboard(board)
     steps, epochs = plan.steps_per_epoch, plan.config.epochs
     with progress() as bar:
-        task = bar.add_task(f"training {plan.config.objective.name}", total=steps * epochs, status="")
+        task = bar.add_task(f"epoch 1/{epochs}", total=steps * epochs, status="")
 
         def listen(kind: str, fields: Mapping[str, Any]) -> None:
             write(kind, fields)
             if kind == "step":
                 bar.advance(task)
             elif kind == "resumed":
-                bar.update(task, completed=steps * fields["epoch"])
+                say(f"resuming after epoch {fields['epoch']}")
+                bar.update(task, completed=steps * fields["epoch"], description=f"epoch {fields['epoch'] + 1}/{epochs}")
             elif kind == "epoch":
-                line = _epoch_line(fields, epochs)
-                bar.update(task, status=line)
+                scores = f"val {fields['val_clean']:.1%} PGD {fields['val_pgd']:.1%}"
+                following = min(fields["epoch"] + 1, epochs)
+                bar.update(task, description=f"epoch {following}/{epochs}", status=scores)
                 if not err.is_terminal:
-                    err.print(line, soft_wrap=True)
+                    say(_epoch_line(fields, epochs))
 
         yield listen
 
@@ -187,4 +199,4 @@ def _print_result(result: TrainResult, epochs: int, as_json: bool) -> None:
     click.echo(f"model: {model}")
     if result.status == "stopped":
         click.echo("the same command goes on from here")
-    click.echo(f"next:  python cli.py evaluate --model {model} --suite standard")
+    click.echo(f"next:  {program()} evaluate --model {shlex.quote(str(model))} --suite standard")

@@ -14,7 +14,7 @@ from robusteval.evaluation.compare import compare
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.preflight import refuse_unless_allowed, square_check
 from robusteval.models.io import parameter_count, weights_digest
-from robusteval.provenance import environment
+from robusteval.provenance import deterministic, environment
 from robusteval.report import (
     DataFacts,
     Finding,
@@ -51,9 +51,11 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
 def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
-    findings = [*findings, *_late_findings(results, stages)]
+    findings = [*findings, *_late_findings(results, stages, plan.split.info.num_classes)]
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
+    with deterministic(threads=1):  # as the chunks were judged
+        facts = environment(plan.device)
     return Report(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=shlex.join(["robusteval", *sys.argv[1:]]),
@@ -72,11 +74,19 @@ def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...
         stages=stages,
         findings=tuple(findings),
         baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results),
-        environment=environment(plan.device),
+        environment=facts,
     )
 
 
-def _late_findings(results: Results, stages: tuple[StageResult, ...]) -> Iterator[Finding]:
+def _late_findings(results: Results, stages: tuple[StageResult, ...], classes: int) -> Iterator[Finding]:
+    if results.clean.low <= 1 / classes:
+        yield Finding(
+            name="near-chance",
+            severity="warning",
+            origin="robusteval",
+            message=f"Clean accuracy {results.clean.rate:.1%} may be that of guessing among {classes} classes.",
+            advice="Check normalisation (mean and std), class order, architecture and data.",
+        )
     yield from square_check(results.clean.count, stages, results.clean.total)
     for stage in stages:
         for text in stage.warnings:

@@ -19,11 +19,14 @@ class EvalConfig(Settings):
 
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
     chunk), ``limit`` the number of test images from the start (None: all).
+    ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
     ``model``, ``dataset``, ``norm`` and ``eps`` may be None until `defaults.fill_in` has filled them in.
     """
 
     model: str | None = None
     architecture: PluginSpec | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     dataset: str | None = None
     data_dir: str | None = None
     download: bool = False

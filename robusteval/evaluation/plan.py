@@ -16,7 +16,7 @@ from robusteval.evaluation.chunks import ChunkResult, save_chunk
 from robusteval.evaluation.config import EvalConfig, check_seed
 from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.preflight import SAMPLES, inspect, refuse_unless_allowed
+from robusteval.evaluation.preflight import SAMPLES, check_allowed, inspect, refuse_unless_allowed
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
@@ -68,6 +68,7 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     ``model`` replaces loading ``config.model``, for a model that exists only in this process.
     """
     check_seed(config.seed)
+    check_allowed(config.allow)
     in_memory = model is not None
     if not in_memory:
         config = fill_in(config)
@@ -82,7 +83,8 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     suite = load_suite(config.suite, threat)
     if model is None:
-        model = load_model(str(config.model), config.architecture, info.shape, info.num_classes)
+        sizes = (info.shape, info.num_classes)
+        model = load_model(str(config.model), config.architecture, *sizes, mean=config.mean, std=config.std)
     config = config.model_copy(update={"norm": threat.norm.value, "eps": threat.label})
     check_fit(model.module, info.shape, info.num_classes, f"model '{model.name}'")
     model.module.to(device)
@@ -126,6 +128,7 @@ def _behaviour(plan: Plan) -> str:
 def identity(plan: Plan) -> dict[str, object]:
     """Return what a resumed run must share: settings, versions, and hashes of weights, data and suite."""
     return {
+        "command": "evaluate",
         **plan.config.identity(),
         "device": plan.device.type,
         "versions": {package: version_of(package) for package in DECIDING},

@@ -14,10 +14,13 @@ from pyautoattack import checks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robusteval.errors import RobustevalError
+from robusteval.errors import RobustevalError, unknown
 from robusteval.report import Finding, StageResult
 from robusteval.rng import generator
 from robusteval.threat import ThreatModel
+
+STOPPING = ("batch-dependent", "non-finite-candidates", "non-finite-gradients", "probabilities", "randomised")
+"""Findings that stop a run unless they are allowed."""
 
 SAMPLES = 64
 AGREEMENT = 1e-4
@@ -192,6 +195,13 @@ def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[
     messages = _Messages()
     checks.check_square_sr(accuracy, logger=messages)
     return _theirs("square-success", messages)
+
+
+def check_allowed(names: Sequence[str]) -> None:
+    """Raise `UsageError` for a name that no finding which stops a run has."""
+    for name in names:
+        if name not in STOPPING:
+            raise unknown("finding", name, STOPPING)
 
 
 def refuse_unless_allowed(findings: Sequence[Finding], allowed: Sequence[str]) -> None:

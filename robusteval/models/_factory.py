@@ -39,7 +39,7 @@ def load_factory(spec: str, sources: Iterable[str]) -> LoadedModel:
             raise RobustevalError(f"model factory '{spec}' failed: {summary(error)}") from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"model factory '{spec}' gave {type(module).__name__}, not a torch.nn.Module.")
-    return LoadedModel(module, name=attribute, source=spec, architecture=type(module).__name__)
+    return LoadedModel(module, name=spec, source=spec, architecture=type(module).__name__)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from robusteval.render._text import (
     subject,
 )
 from robusteval.report import Report
+from robusteval.runs import canonical_json
 
 
 def render(report: Report) -> str:
@@ -49,7 +50,7 @@ def _findings(report: Report) -> str:
     for finding in report.findings:
         text = _escape(f"{finding.message} {finding.advice}".strip())
         lines.append(f"- **{finding.severity}** {_escape(finding.name)} ({finding.origin}): {text}")
-    return "\n".join(lines) or "None."
+    return "\n".join(lines) or "None: the model passed every check."
 
 
 def _baselines(report: Report) -> str:
@@ -70,11 +71,13 @@ def _provenance(report: Report) -> str:
         "command": report.command,
         "created": report.created,
         "seed": str(report.seed),
+        "model": f"{report.model.architecture}, {report.model.parameters} parameters, from {report.model.source}",
+        "training": canonical_json(report.model.training),
         "model weights, SHA-256": report.model.weights_sha256,
         "samples, SHA-256": report.data.sha256,
         "suite, SHA-256": report.suite.sha256,
         "chunk size, batch size, workers": f"{report.chunk_size}, {report.batch_size}, {report.workers}",
-        "source": commit + (" with local changes" if environment.git_dirty else ""),
+        "source code": commit + (" with local changes" if environment.git_dirty else ""),
         "device": f"{environment.device} {environment.device_name}".strip(),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
     }

@@ -38,4 +38,5 @@ class Hub:
             ) from error
         with fetching(f"'hub:{rest}'"):
             files = [Path(hub.hf_hub_download(repository, name, revision=revision)) for name in (WEIGHTS, CONFIG)]
-        return replace(load_folder(files[0].parent, shape, num_classes), name=repository)
+        loaded = load_folder(files[0].parent, shape, num_classes)
+        return replace(loaded, name=repository, source=f"hub:{rest}")
