@@ -14,4 +14,4 @@ class AT:
     def __call__(self, ctx: StepContext) -> Loss:
         """``mean_B CE(z(x'), y)`` with ``x'`` ascending the same loss; clean inputs are not mixed in."""
         logits = ctx.model(ctx.attack(ctx.cross_entropy))
-        return Loss(ctx.cross_entropy(logits).mean(), logits)
+        return Loss(ctx.fit(logits).mean(), logits)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from robusteval.attacks._losses import margin_loss
 from robusteval.training.objective import Loss, StepContext
 
+from ._hard import hardest, require_percentage, require_weight
 from ._losses import one_vs_rest
 
 
@@ -39,25 +37,12 @@ class SOVR:
     lam: float = 0.4
 
     def __post_init__(self) -> None:
-        if not 0 <= self.m <= 100:
-            raise ValueError(f"m = {self.m} is not a percentage of the batch; choose one from 0 to 100")
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"lam = {self.lam} cannot weight a loss; choose a finite number of at least 0")
+        require_percentage(self.m)
+        require_weight("lam", self.lam)
 
     def __call__(self, ctx: StepContext) -> Loss:
         """Return the switched loss of one batch; ``wrong_in_L`` is the share of L that the adversary fools."""
         logits = ctx.model(ctx.attack(ctx.cross_entropy))
-        margins = margin_loss(logits.detach(), ctx.y)
-        hard = self.hardest(margins, ctx.ids)
-        values = torch.where(hard, self.lam * one_vs_rest(logits, ctx.y), ctx.cross_entropy(logits))
-        wrong = float((margins[hard] > 0).float().mean()) if hard.any() else 0.0
-        return Loss(values.mean(), logits, {"margin": -float(margins.mean()), "wrong_in_L": wrong})
-
-    def hardest(self, margins: Tensor, ids: Tensor) -> Tensor:
-        """Return the mask (N,) of the set L, for margin losses (N,) and distinct sample ids (N,)."""
-        count = math.floor(self.m / 100 * len(margins) + 1e-9)
-        by_id = ids.argsort()
-        order = by_id[margins[by_id].argsort(descending=True, stable=True)]
-        mask = torch.zeros_like(margins, dtype=torch.bool)
-        mask[order[:count]] = True
-        return mask
+        hard = hardest(ctx, logits, self.m)
+        values = torch.where(hard.mask, self.lam * one_vs_rest(logits, ctx.y), ctx.fit(logits))
+        return Loss(values.mean(), logits, hard.metrics)

@@ -14,4 +14,4 @@ class Standard:
     def __call__(self, ctx: StepContext) -> Loss:
         """``mean_B CE(z(x), y)``."""
         logits = ctx.model(ctx.x)
-        return Loss(ctx.cross_entropy(logits).mean(), logits)
+        return Loss(ctx.fit(logits).mean(), logits)

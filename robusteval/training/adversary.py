@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,8 @@ from robusteval.errors import UsageError
 from robusteval.models.base import frozen
 from robusteval.settings import Budget, Settings
 from robusteval.threat import ThreatModel, parse_eps
-from robusteval.training.objective import LogitLoss, Start
+from robusteval.training.objective import Found, LogitLoss, Start
+from robusteval.training.share import ALONE, Share
 
 GAUSSIAN_STD = 0.001
 """Standard deviation of the Gaussian start of TRADES, in pixel units."""
@@ -48,9 +49,11 @@ class Adversary(Settings):
         """Return the length of one step in pixel units."""
         return threat.radius / 4 if self.step_size is None else float(parse_eps(self.step_size))
 
-    def bind(self, model: nn.Module, x: Tensor, threat: ThreatModel, rng: torch.Generator) -> BoundAdversary:
-        """Return the attack on ``model`` around ``x`` (N, C, H, W)."""
-        return BoundAdversary(self, model, x, threat, rng)
+    def bind(
+        self, model: nn.Module, x: Tensor, threat: ThreatModel, rng: torch.Generator, share: Share = ALONE
+    ) -> BoundAdversary:
+        """Return the attack on ``model`` around ``x`` (N, C, H, W), this process's ``share`` of a batch."""
+        return BoundAdversary(self, model, x, threat, rng, share)
 
 
 @contextmanager
@@ -73,6 +76,7 @@ class BoundAdversary:
     x: Tensor
     threat: ThreatModel
     rng: torch.Generator
+    share: Share = ALONE
 
     def __call__(
         self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
@@ -91,10 +95,17 @@ class BoundAdversary:
             logits: Tensor = self.model(x)
         return logits
 
+    def run(self, search: Callable[[nn.Module], Found]) -> Found:
+        """Return ``search(model)``, called with the parameters frozen and the model in the attack's mode."""
+        with attacked(self.model, self.settings.bn_mode):
+            return search(self.model)
+
     def _start(self, start: Start) -> Tensor:
-        if start == "uniform":
-            return self.threat.sample(self.x, self.rng)
         if start == "none":
             return self.x
-        noise = torch.randn(self.x.shape, generator=self.rng, dtype=self.x.dtype).to(self.x.device)
-        return self.threat.project(self.x, self.x + GAUSSIAN_STD * noise)
+        sampler = self.threat.sample if start == "uniform" else self._gaussian
+        return self.share.draw(sampler, self.x, self.rng)
+
+    def _gaussian(self, x: Tensor, rng: torch.Generator) -> Tensor:
+        noise = torch.randn(x.shape, generator=rng, dtype=x.dtype).to(x.device)
+        return self.threat.project(x, x + GAUSSIAN_STD * noise)

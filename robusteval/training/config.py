@@ -35,6 +35,43 @@ class Validation(Settings):
     steps: int = Field(default=20, ge=1)
 
 
+class Average(Settings):
+    """An average of the weights, which is then what is validated and saved.
+
+    ema: exponential, after every step, with the decay ``min(decay, (1 + s) / (10 + s))`` at step s, as SEAT uses it
+    (Wang & Wang 2022, ICLR). swa: uniform over the ends of epochs (Izmailov et al. 2018, arXiv 1803.05407). Both
+    begin at the fraction ``start`` of the training; before it the average is a copy. ``buffers`` says where
+    BatchNorm's statistics come from: averaged like the weights, copied from the model, or recomputed on the clean
+    training images before each validation.
+    """
+
+    name: Literal["none", "ema", "swa"] = "none"
+    decay: float = Field(default=0.999, ge=0, lt=1)
+    start: float = Field(default=0.0, ge=0, lt=1)
+    buffers: Literal["average", "copy", "recompute"] = "average"
+
+
+class AWP(Settings):
+    """Adversarial weight perturbation (Wu et al. 2020, arXiv 2004.05884); ``gamma`` 0 turns it off.
+
+    ``gamma`` is each weight tensor's relative perturbation; it begins at the fraction ``start`` of the training.
+    """
+
+    gamma: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    start: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Extra(Settings):
+    """More training data: ``fraction`` of every batch comes from the training part of ``dataset``.
+
+    ``dataset`` None turns it off. An epoch keeps its number of steps, so it sees ``1 - fraction`` of the original data.
+    """
+
+    dataset: str | None = None
+    data_dir: str | None = None
+    fraction: float = Field(default=0.5, gt=0, lt=1)
+
+
 class ObjectiveSpec(PluginSpec):
     """A training objective; naming it is optional, so that its hyper-parameters can be set alone."""
 
@@ -50,8 +87,10 @@ class ModelSpec(PluginSpec):
 class TrainConfig(Settings):
     """Everything a training run depends on. ``eps`` None is the dataset's customary one for ``norm``.
 
-    ``ema`` is the decay of an exponential moving average of the weights, which is then what is validated and
-    saved; 0 turns it off. ``augment`` allows the crops and flips that the dataset declares label-preserving.
+    ``train_limit`` keeps so many training samples, each class in proportion, after the validation samples were cut
+    off. ``augment`` allows the crops and flips that the dataset declares label-preserving. ``label_smoothing`` acts
+    on the cross-entropy that is descended, not on the one attacks ascend. ``precision`` bfloat16 runs the network
+    under autocast; weights, losses and rankings stay float32, and validation decides in float32.
     """
 
     dataset: str = "digits"
@@ -66,10 +105,17 @@ class TrainConfig(Settings):
     schedule: Schedule = Schedule()
     epochs: int = Field(default=30, ge=1)
     batch_size: int = Field(default=128, ge=2)
-    ema: float = Field(default=0.0, ge=0, lt=1)
+    clip_grad_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    average: Average = Average()
+    awp: AWP = AWP()
+    extra: Extra = Extra()
+    train_limit: int | None = Field(default=None, ge=2)
     validation: Validation = Validation()
     augment: bool = True
-    precision: Literal["float32"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
     seed: int = 0
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)

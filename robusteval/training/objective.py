@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from robusteval.catalog import Catalog
 from robusteval.threat import ThreatModel
+from robusteval.training.share import ALONE, Share
 
 OBJECTIVES = Catalog("objective", "trainers")
 
@@ -19,6 +20,8 @@ LogitLoss = Callable[[Tensor], Tensor]
 """Logits (N, K) of the perturbed inputs -> the value to ascend, (N,)."""
 
 Start = Literal["uniform", "gaussian", "none"]
+
+Found = TypeVar("Found")
 
 
 class InnerAttack(Protocol):
@@ -38,6 +41,14 @@ class InnerAttack(Protocol):
         """Return logits (N, K) of ``x`` without a graph, in the mode in which the attack runs the model."""
         ...
 
+    def run(self, search: Callable[[nn.Module], Found]) -> Found:
+        """Return ``search(model)``, called with the parameters frozen and the model in the attack's mode.
+
+        For inner maximisations other than projected gradient ascent. Gradients are enabled; what ``search``
+        returns must be detached.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class StepContext:
@@ -48,6 +59,10 @@ class StepContext:
     the fraction of training done, in (0, 1). ``state`` belongs to the objective: tensors it puts there come back in
     the next step and are checkpointed; it is the only thing an objective may change. An objective that wraps
     another passes it a `dataclasses.replace`d context.
+
+    Where several processes share a batch, ``x``, ``y`` and ``ids`` are this process's rows. The loop averages the
+    processes' losses, so a mean over rows needs no care; what compares samples (a ranking, a normalisation) goes
+    through `gather`, and what is drawn through `draw`, so that the number of processes does not matter.
     """
 
     model: nn.Module
@@ -60,10 +75,24 @@ class StepContext:
     progress: float
     population: int
     state: dict[str, Tensor] = field(default_factory=dict)
+    smoothing: float = 0.0
+    share: Share = ALONE
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Return ``-log softmax(z)_y`` per sample: the loss that most inner attacks ascend. (N, K) -> (N,)."""
         return F.cross_entropy(logits, self.y, reduction="none")
+
+    def fit(self, logits: Tensor) -> Tensor:
+        """Return the cross-entropy to descend, per sample: `cross_entropy` with the run's label smoothing."""
+        return F.cross_entropy(logits, self.y, reduction="none", label_smoothing=self.smoothing)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return ``values`` (N, ...) of the whole batch, without a graph: one process's rows after another's."""
+        return self.share.gather(values.detach())
+
+    def draw(self, sampler: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """Return ``sampler(x, rng)``, drawn for the whole batch so that each sample gets its own numbers."""
+        return self.share.draw(sampler, self.x, self.rng)
 
     def per_sample(self, name: str, default: float) -> Tensor:
         """Return the state ``name``, (population,) float32, created as ``default``; index it with ``ids``."""

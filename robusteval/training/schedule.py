@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 
 from robusteval.settings import Settings
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Factor = Annotated[float, Field(gt=0, le=1)]
+Scale = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Schedule(Settings):
     """How the learning rate moves; the fractions are of the whole training.
 
-    multistep: times ``factor`` at each of ``milestones``. cosine: half a cosine from 1 to 0 (Loshchilov & Hutter
+    multistep: times ``factor``, or each its own one, at each of ``milestones``. linear: straight lines between
+    ``points`` (fraction, scale), level before the first and after the last. cosine: half a cosine from 1 to 0 (Loshchilov & Hutter
     2017, arXiv 1608.03983). onecycle: linear from 0 to 1 at ``peak``, then linear to 0 (Smith & Topin 2017,
-    arXiv 1708.07120, as fast adversarial training uses it). ``warmup`` is a linear rise from 0 before the first two.
+    arXiv 1708.07120, as fast adversarial training uses it). ``warmup`` is a linear rise from 0 before any of the others.
     """
 
-    name: Literal["multistep", "cosine", "onecycle"] = "multistep"
+    name: Literal["multistep", "linear", "cosine", "onecycle"] = "multistep"
     milestones: tuple[Fraction, ...] = (0.5, 0.75)
-    factor: float = Field(default=0.1, gt=0, le=1)
+    factor: Factor | tuple[Factor, ...] = 0.1
+    points: tuple[tuple[Annotated[float, Field(ge=0, le=1)], Scale], ...] = ((0.0, 1.0), (1.0, 0.0))
     warmup: Fraction = 0.0
     peak: Fraction = 0.4
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if isinstance(self.factor, tuple) and len(self.factor) != len(self.milestones):
+            raise ValueError(f"{len(self.factor)} factors for {len(self.milestones)} milestones")
+        times = [t for t, _ in self.points]
+        if not times or times != sorted(times):
+            raise ValueError(f"the points' fractions {times} must rise, and be at least one")
+        return self
 
     def scale(self, t: float) -> float:
         """Return the factor on the base learning rate at the fraction ``t`` in [0, 1]."""
@@ -34,7 +48,10 @@ class Schedule(Settings):
             return t / self.warmup
         if self.name == "cosine":
             return cosine((t - self.warmup) / (1 - self.warmup))
-        return self.factor ** sum(t >= milestone for milestone in self.milestones)
+        if self.name == "linear":
+            return float(np.interp(t, *zip(*self.points, strict=True)))
+        factors = self.factor if isinstance(self.factor, tuple) else (self.factor,) * len(self.milestones)
+        return math.prod(factor for factor, at in zip(factors, self.milestones, strict=True) if t >= at)
 
 
 def midpoint(step: int, steps: int) -> float:

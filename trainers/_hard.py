@@ -1,0 +1,49 @@
+"""The choice of important samples that the switching objectives share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusteval.attacks._losses import margin_loss
+from robusteval.training.objective import StepContext
+
+
+def require_percentage(m: float) -> None:
+    """Raise `ValueError` unless ``m`` is a percentage."""
+    if not 0 <= m <= 100:
+        raise ValueError(f"m = {m} is not a percentage of the batch; choose one from 0 to 100")
+
+
+def require_weight(name: str, value: float) -> None:
+    """Raise `ValueError` unless ``value`` can weight a loss."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} = {value} cannot weight a loss; choose a finite number of at least 0")
+
+
+@dataclass(frozen=True)
+class Hard:
+    """The set L of a batch: ``mask`` (N,) bool of this process's rows, and figures worth logging."""
+
+    mask: Tensor
+    metrics: dict[str, float]
+
+
+def hardest(ctx: StepContext, logits: Tensor, m: float) -> Hard:
+    """Return the ``m`` percent of the batch with the largest ``LM = max_{k != y} z_k - z_y`` of ``logits`` (N, K).
+
+    ``|L| = floor(m / 100 * |B|)`` over the whole batch, for a smaller last one as well. Of equal LM the sample with
+    the smaller id goes to L, so neither the order within a batch nor the number of processes matters. LM is a
+    constant. ``wrong_in_L`` is the share of L that is misclassified.
+    """
+    margins = margin_loss(logits.detach(), ctx.y)
+    every, ids = ctx.gather(margins), ctx.gather(ctx.ids)
+    count = math.floor(m / 100 * len(every) + 1e-9)
+    by_id = ids.argsort()
+    order = by_id[every[by_id].argsort(descending=True, stable=True)]
+    mask = torch.isin(ctx.ids, ids[order[:count]])
+    wrong = float((every[order[:count]] > 0).float().mean()) if count else 0.0
+    return Hard(mask, {"margin": -float(every.mean()), "wrong_in_L": wrong})
