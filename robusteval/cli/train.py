@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from robusteval.cli._console import err, program, progress, say
+from robusteval.cli._console import err, program, progress, say, warn
 from robusteval.cli._options import config_options, data_options, run_options, threat_options
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.render.curves import training_curves
@@ -22,7 +22,9 @@ from robusteval.training.config import EXECUTION_ONLY, TrainConfig
 from robusteval.training.cost import passes_per_step
 from robusteval.training.epoch import OnEvent
 from robusteval.training.loop import TrainResult, ignore, train
+from robusteval.training.parallel import connected
 from robusteval.training.plan import Plan, prepare
+from robusteval.training.recipes import Recipe, load_recipe
 from robusteval.training.tensorboard import check_installed, tensorboard
 
 RUNS = Path("runs")
@@ -32,6 +34,7 @@ DOTTED = {"objective": "objective.name", "model": "model.name", "lr": "optimizer
 
 
 @click.command("train", short_help="Train a robust classifier.")
+@click.option("--recipe", help="Named settings to start from; see `list recipes`.")
 @click.option("--objective", help="Training objective, e.g. sovr, at, standard.  [default: sovr]")
 @data_options
 @click.option("--model", help="Architecture.  [default: small_cnn]")
@@ -48,6 +51,7 @@ DOTTED = {"objective": "objective.name", "model": "model.name", "lr": "optimizer
 @click.option("--tensorboard", "board", is_flag=True, help="Write figures for TensorBoard to the run folder.")
 @config_options
 def command(
+    recipe: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
     out: Path | None,
@@ -64,33 +68,48 @@ def command(
     The same command finds its own run folder again and goes on where it was interrupted. Any setting without a flag
     is set by `--set`, e.g. `--set objective.params.m=20` or `--set adversary.steps=7`.
     """
+    chosen = load_recipe(recipe) if recipe else Recipe()
     if resume is None:
-        settings = resolve(TrainConfig, config, assignments, {DOTTED.get(key, key): flags[key] for key in flags})
+        dotted = {DOTTED.get(key, key): flags[key] for key in flags}
+        settings = resolve(TrainConfig, config, assignments, dotted, chosen.settings)
     else:
-        own = {"config": config, "set": assignments or None, "out": out, "fresh": fresh or None}
+        own = {"recipe": recipe, "config": config, "set": assignments or None, "out": out, "fresh": fresh or None}
         settings = _resumed(resume, {**own, **flags})
     plan = prepare(settings)
     folder = _folder(resume or out or RUNS / plan.name)
     if dry_run:
+        for line in chosen.notes.splitlines():
+            say(line)
         _print_plan(plan, folder, as_json)
         return
     if board:
         check_installed()
+    run = RunDir(folder)
+    with connected(plan.team, plan.device):
+        if not plan.team.leads:
+            train(plan, run, stop_after=stop_after)
+            return
+        result = _lead(plan, run, fresh, board, stop_after)
+    training_curves(result.history, f"{plan.name}: {plan.info.title}, {plan.threat}", folder / "training.png")
+    _print_result(result, plan.config.epochs, as_json)
+
+
+def _lead(plan: Plan, run: RunDir, fresh: bool, board: bool, stop_after: int | None) -> TrainResult:
+    """Train, and do what one process of a team does for all: write, show, point `runs/latest` at the run."""
+    folder = run.path
     if fresh:
         _delete_run(folder)
-    run = RunDir(folder)
     run.claim(plan.identity)
     if plan.config.data_dir is not None:
         write_json(folder / LAUNCH, {"data_dir": str(Path(plan.config.data_dir).expanduser().resolve())})
-    say(f"training {plan.name}: {len(plan.train)} samples, {plan.threat} -> {folder}")
+    together = f" in {plan.team.size} processes" if plan.team.size > 1 else ""
+    say(f"training {plan.name}: {len(plan.train)} samples, {plan.threat}{together} -> {folder}")
     _point_latest(folder)
     try:
         with _listener(plan, folder / "tensorboard" if board else None) as on_event:
-            result = train(plan, run, on_event=on_event, stop_after=stop_after)
+            return train(plan, run, on_event=on_event, stop_after=stop_after)
     finally:
         _point_latest(folder)
-    training_curves(result.history, f"{plan.name}: {plan.info.title}, {plan.threat}", folder / "training.png")
-    _print_result(result, plan.config.epochs, as_json)
 
 
 def _point_latest(folder: Path) -> None:
@@ -161,6 +180,8 @@ def _listener(plan: Plan, board: Path | None) -> Iterator[OnEvent]:
                 bar.update(task, description=f"epoch {following}/{epochs}", status=scores)
                 if not err.is_terminal:
                     say(_epoch_line(fields, epochs))
+            elif kind == "alarm":
+                warn(fields["alarm"])
 
         yield listen
 

@@ -16,7 +16,13 @@ from robusteval.evaluation.chunks import ChunkResult, save_chunk
 from robusteval.evaluation.config import EvalConfig, check_seed
 from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.preflight import SAMPLES, check_allowed, inspect, refuse_unless_allowed
+from robusteval.evaluation.preflight import (
+    SAMPLES,
+    check_allowed,
+    inspect,
+    refuse_unless_allowed,
+    training_alarms,
+)
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
@@ -111,6 +117,7 @@ def preflight(plan: Plan) -> list[Finding]:
     found_training = plan.model.module.training
     with deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
         findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
+    findings += training_alarms(plan.model.training)
     refuse_unless_allowed(findings, plan.config.allow)
     return findings
 

@@ -6,8 +6,9 @@ A finding of severity "error" means that the numbers would be doubtful: the run 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyautoattack import checks
@@ -195,6 +196,14 @@ def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[
     messages = _Messages()
     checks.check_square_sr(accuracy, logger=messages)
     return _theirs("square-success", messages)
+
+
+def training_alarms(training: Mapping[str, Any]) -> list[Finding]:
+    """Return a finding for what went wrong while the model was trained, by the facts that its card states."""
+    stated = training.get("alarms")
+    told = [alarm[:300] for alarm in stated if isinstance(alarm, str)] if isinstance(stated, list) else []
+    advice = "See the training run's history; a checkpoint from before the collapse may still be sound."
+    return [_ours("training-alarm", "warning", f"Its training raised an alarm: {alarm}.", advice) for alarm in told]
 
 
 def check_allowed(names: Sequence[str]) -> None:

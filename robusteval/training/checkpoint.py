@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.errors import RobustevalError
 from robusteval.models.base import Classifier
@@ -30,10 +30,15 @@ def best_row(history: Sequence[Row]) -> Row:
 
 @dataclass
 class TrainState:
-    """The mutable heart of a run. Nothing random is in it: every draw is derived from the seed and the step."""
+    """The mutable heart of a run. Nothing random is in it: every draw is derived from the seed and the step.
+
+    ``network`` runs ``model``, whose weights it shares; ``proxy`` is another one for weight perturbation.
+    """
 
     model: Classifier
+    network: nn.Module
     average: Classifier | None
+    proxy: nn.Module | None
     optimizer: torch.optim.Optimizer
     objective: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.rng import generator
-from robusteval.training.objective import StepContext
+from robusteval.training.loop import begin
+from robusteval.training.parallel import ALONE
 from robusteval.training.plan import Plan
+from robusteval.training.step import train_step
 
 SAMPLES = 8
 
@@ -33,26 +34,13 @@ class Passes:
 
 
 def passes_per_step(plan: Plan) -> Passes:
-    """Take one step's loss and gradient on a few training samples with fresh weights, and count the passes."""
-    passes, model = Passes(), plan.build_model().train()
-    rows = torch.arange(min(SAMPLES, len(plan.train)))
-    x = plan.train.images(rows).to(plan.device)
-    attack = plan.config.adversary.bind(model, x, plan.threat, generator(0, "cost"))
+    """Take the first step of the last epoch on a few samples with fresh weights, and count its passes."""
+    alone = replace(plan, team=ALONE, config=plan.config.model_copy(update={"compile": False}))
+    passes, state = Passes(), begin(alone)
+    state.history = [{}] * (plan.config.epochs - 1)
     with torch.random.fork_rng(devices=[plan.device] if plan.device.type == "cuda" else []):
-        hook = model.register_forward_hook(passes.watch)
-        loss = plan.objective(
-            StepContext(
-                model=model,
-                x=x,
-                y=plan.train.labels[rows].to(plan.device),
-                ids=plan.train.ids[rows].to(plan.device),
-                threat=plan.threat,
-                attack=attack,
-                rng=generator(0, "cost objective"),
-                progress=0.5,
-                population=plan.population,
-            )
-        )
-        loss.value.backward()  # type: ignore[no-untyped-call]
-        hook.remove()
+        for network in filter(None, (state.network, state.proxy)):
+            network.register_forward_hook(passes.watch)
+        state.model.train()
+        train_step(alone, state, 0, torch.arange(min(SAMPLES, len(plan.train))))
     return passes

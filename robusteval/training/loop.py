@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robusteval.errors import RobustevalError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.models.io import save_model
 from robusteval.provenance import deterministic, environment
-from robusteval.runs import RunDir, write_json
+from robusteval.runs import CONFIG, RunDir, read_json, write_json
+from robusteval.training.alarms import alarms
 from robusteval.training.checkpoint import CHECKPOINT, Row, TrainState, restore, save
 from robusteval.training.epoch import OnEvent, train_epoch
+from robusteval.training.network import Network
+from robusteval.training.parallel import connected
 from robusteval.training.plan import Plan
+from robusteval.training.step import rehearse
 from robusteval.training.validate import Validate, validate
 
 HISTORY = "history.json"
@@ -61,26 +66,41 @@ def train(
     and `checkpoint.pt`. ``stop_after`` stops cleanly after so many more epochs. Raises `RobustevalError` when the
     loss is not finite or the model collapses.
     """
-    run.claim(plan.identity)
-    with run.locked(), _controlled(plan):
-        state = _begin(plan)
+    check_smoothing(plan)
+    with connected(plan.team, plan.device), _owned(plan, run), _controlled(plan):
+        state = begin(plan)
         resumed = restore(state, run.path, plan.device)
         _announce(plan, run, state, on_event)
-        if resumed:
+        if resumed and plan.team.leads:
             _publish(plan, run, state)  # the kill may have come between the checkpoint and these files
         done_before, start = state.epoch, time.monotonic()
         goal = min(plan.config.epochs, state.epoch + (stop_after or plan.config.epochs))
         while state.epoch < goal:
             row = _one_epoch(plan, run, state, validate, on_event)
-            _record(run, on_event, "epoch", {**row, "seconds": round(time.monotonic() - start, 2)})
+            _record(plan, run, on_event, "epoch", {**row, "seconds": round(time.monotonic() - start, 2)})
+            known = alarms(state.history)
             state.history.append(row)
-            save(state, run.path)
-            _publish(plan, run, state)
+            for sentence in alarms(state.history)[len(known) :]:
+                _record(plan, run, on_event, "alarm", {"epoch": row["epoch"], "alarm": sentence})
+            if plan.team.leads:
+                save(state, run.path)
+                _publish(plan, run, state)
             start = time.monotonic()
+        plan.team.wait()
     finished = state.epoch == plan.config.epochs
     status: Status = "already complete" if done_before == plan.config.epochs else "complete" if finished else "stopped"
-    _record(run, on_event, "ended", {"status": status, "epoch": state.epoch})
+    _record(plan, run, on_event, "ended", {"status": status, "epoch": state.epoch})
     return TrainResult(run.path, status, state.epoch, state.best, tuple(state.history))
+
+
+@contextmanager
+def _owned(plan: Plan, run: RunDir) -> Iterator[None]:
+    """Claim and lock the folder for the whole team; only the leader writes in it."""
+    if plan.team.leads:
+        run.claim(plan.identity)
+    plan.team.wait()
+    with run.locked() if plan.team.leads else nullcontext():
+        yield
 
 
 @contextmanager
@@ -91,17 +111,36 @@ def _controlled(plan: Plan) -> Iterator[None]:
         yield
 
 
-def _begin(plan: Plan) -> TrainState:
-    model, settings = plan.build_model(), plan.config.optimizer
-    average = copy.deepcopy(model) if plan.config.ema else None
-    return TrainState(model, average, torch.optim.SGD(model.parameters(), **settings.model_dump()))
+def begin(plan: Plan) -> TrainState:
+    """Return the state before the first step."""
+    config, model = plan.config, plan.build_model()
+    if plan.team.size > 1 and plan.device.type == "cuda":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # not for CPUs
+    optimizer = torch.optim.SGD(model.parameters(), **config.optimizer.model_dump())
+    network = partial(Network, config=config, compiled=config.compile)
+    return TrainState(
+        model=model,
+        network=network(model),
+        average=copy.deepcopy(model) if config.average.name != "none" else None,
+        proxy=network(copy.deepcopy(model)).train() if config.awp.gamma else None,
+        optimizer=optimizer,
+    )
+
+
+def check_smoothing(plan: Plan) -> None:
+    """Raise `UsageError` when label smoothing is asked of an objective whose loss it does not change."""
+    if plan.config.label_smoothing and rehearse(plan, begin(plan), 0.0) == rehearse(plan, begin(plan), 0.5):
+        raise UsageError(
+            f"label_smoothing = {plan.config.label_smoothing:g} has no effect on objective "
+            f"'{plan.config.objective.name}', which descends no cross-entropy; set it to 0."
+        )
 
 
 def _one_epoch(plan: Plan, run: RunDir, state: TrainState, validate: Validate, on_event: OnEvent) -> Row:
     try:
         row = train_epoch(plan, state, on_event)
         scores = validate(plan, state.evaluated)
-        row = {"epoch": state.epoch + 1, **row, "val_clean": scores.clean, "val_pgd": scores.pgd}
+        row = {"epoch": state.epoch + 1, **row, **{f"val_{name}": score for name, score in asdict(scores).items()}}
         _check_collapse(plan, row)
     except RobustevalError as error:
         saved = f"epoch {state.epoch} in '{run.path / CHECKPOINT}'" if state.epoch else "none"
@@ -128,25 +167,35 @@ def _majority(labels: Tensor) -> float:
 
 def _announce(plan: Plan, run: RunDir, state: TrainState, on_event: OnEvent) -> None:
     facts = environment(plan.device).model_dump(mode="json")
-    write_json(run.path / "environment.json", facts)
-    _record(run, on_event, "resumed" if state.epoch else "started", {"epoch": state.epoch, "environment": facts})
+    if plan.team.leads:
+        write_json(run.path / "environment.json", facts)
+    fields = {"epoch": state.epoch, "processes": plan.team.size, "environment": facts}
+    _record(plan, run, on_event, "resumed" if state.epoch else "started", fields)
 
 
-def _record(run: RunDir, on_event: OnEvent, kind: str, fields: Mapping[str, Any]) -> None:
-    run.event(kind, **fields)
+def _record(plan: Plan, run: RunDir, on_event: OnEvent, kind: str, fields: Mapping[str, Any]) -> None:
+    if plan.team.leads:
+        run.event(kind, **fields)
     on_event(kind, fields)
 
 
 def _publish(plan: Plan, run: RunDir, state: TrainState) -> None:
-    """Write `last/`, `best/` if the last epoch is the best one, and the history; doing it twice changes nothing."""
+    """Write `last/`, `best/` if the last epoch is the best one, and the history; doing it twice changes nothing.
+
+    An alarm is written on the best epoch's card as well, even if that epoch came before it.
+    """
     write_json(run.path / HISTORY, state.history)
-    card = _card(plan, state.history[-1])
-    save_model(run.path / "last", state.evaluated, card)
-    if state.best is state.history[-1]:
-        save_model(run.path / "best", state.evaluated, card)
+    warned, row = alarms(state.history), state.history[-1]
+    model = copy.deepcopy(state.evaluated).float() if plan.dtype == torch.float64 else state.evaluated
+    save_model(run.path / "last", model, _card(plan, row, warned))
+    if state.best is row:
+        save_model(run.path / "best", model, _card(plan, row, warned))
+    elif warned:
+        best = run.path / "best" / CONFIG
+        write_json(best, {**read_json(best), "training": _training_facts(plan, state.best, warned)})
 
 
-def _card(plan: Plan, row: Row) -> dict[str, Any]:
+def _card(plan: Plan, row: Row, warned: Sequence[str]) -> dict[str, Any]:
     info, config = plan.info, plan.config
     return {
         "architecture": config.model.model_dump(),
@@ -155,17 +204,24 @@ def _card(plan: Plan, row: Row) -> dict[str, Any]:
         "classes": list(info.classes),
         "mean": list(info.mean),
         "std": list(info.std),
-        "training": {
-            "objective": config.objective.model_dump(),
-            "dataset": config.dataset,
-            "extra_data": False,
-            "norm": config.norm,
-            "eps": config.eps,
-            "seed": config.seed,
-            "epoch": row["epoch"],
-            "epochs": config.epochs,
-            "ema": config.ema,
-            "validation": {"clean": row["val_clean"], "pgd": row["val_pgd"], "samples": len(plan.validation)},
-            "data_sha256": plan.data_sha256,
-        },
+        "training": _training_facts(plan, row, warned),
+    }
+
+
+def _training_facts(plan: Plan, row: Row, warned: Sequence[str]) -> dict[str, Any]:
+    config = plan.config
+    return {
+        "objective": config.objective.model_dump(),
+        "dataset": config.dataset,
+        "extra_data": plan.extra > 0,
+        "norm": config.norm,
+        "eps": config.eps,
+        "seed": config.seed,
+        "epoch": row["epoch"],
+        "epochs": config.epochs,
+        "average": config.average.name,
+        "precision": config.precision,
+        "validation": {"clean": row["val_clean"], "pgd": row["val_pgd"], "samples": len(plan.validation)},
+        "alarms": list(warned),
+        "data_sha256": plan.data_sha256,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,7 +19,10 @@ from robusteval.rng import derive_seed
 from robusteval.runs import digest
 from robusteval.threat import Norm, ThreatModel
 from robusteval.training.config import TrainConfig
+from robusteval.training.extra import join
+from robusteval.training.network import prepared
 from robusteval.training.objective import OBJECTIVES, Objective
+from robusteval.training.parallel import ALONE, Team, launched_team, own_device
 
 TINY_BATCH = 2**16
 """Pixel values in a batch up to which one CPU thread is the default."""
@@ -27,7 +30,10 @@ TINY_BATCH = 2**16
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. ``config`` is resolved: no eps, size or hyper-parameter is left to a default."""
+    """What a run will do. ``config`` is resolved: no eps, size or hyper-parameter is left to a default.
+
+    The last ``extra`` rows of ``train`` are the extra data.
+    """
 
     config: TrainConfig
     objective: Objective
@@ -36,6 +42,8 @@ class Plan:
     validation: Split
     device: torch.device
     data_sha256: str
+    extra: int = 0
+    team: Team = ALONE
 
     @property
     def info(self) -> DataInfo:
@@ -44,15 +52,20 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in an epoch; a last batch of one sample is dropped, as BatchNorm cannot take it."""
-        full, rest = divmod(len(self.train), self.config.batch_size)
-        return full + (rest > 1)
+        """Optimizer steps in an epoch; a last batch of one sample per process is dropped: BatchNorm needs two."""
+        full, rest = divmod(len(self.train) - self.extra, self.config.batch_size)
+        return full + (rest >= 2 * self.team.size)
 
     @property
     def threads(self) -> int | None:
         """CPU threads, None for torch's choice: one for tiny batches, where several mostly wait for each other."""
         tiny = self.config.batch_size * math.prod(self.info.shape) <= TINY_BATCH
         return self.config.threads or (1 if tiny else None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of inputs and weights."""
+        return torch.float64 if self.config.precision == "float64" else torch.float32
 
     @property
     def population(self) -> int:
@@ -75,14 +88,14 @@ class Plan:
         """Return freshly initialised weights, drawn from the run's seed; the global generator is left as found."""
         info, seed = self.info, derive_seed(self.config.seed, "weights")
         model = build_model(self.config.model, info.shape, info.num_classes, info.mean, info.std, seed)
-        return model.to(self.device)
+        return cast(Classifier, prepared(model.to(self.device), self.config))
 
 
 def prepare(config: TrainConfig) -> Plan:
     """Load the data and resolve every setting; raise `UsageError` for one that cannot be."""
     objective = OBJECTIVES.build(config.objective.name, config.objective.params)
     architecture = ARCHITECTURES.build(config.model.name, config.model.params)
-    device = pick_device(config.device)
+    team, device = launched_team(), own_device(pick_device(config.device))
     whole = open_dataset(config.dataset, config.data_dir, config.download).load("train")
     threat = ThreatModel.parse(config.norm, config.eps or whole.info.customary_eps(Norm.parse(config.norm).value))
     size = config.validation.size or min(1000, len(whole) // 10)
@@ -91,6 +104,14 @@ def prepare(config: TrainConfig) -> Plan:
         raise UsageError(
             f"validation.size = {size} leaves {len(train)} of {len(whole)} samples to train on; at least 2."
         )
+    sha256 = whole.content_hash
+    if config.train_limit and config.train_limit < len(train):
+        _, train = hold_out(train, config.train_limit, config.validation.seed)
+    extra = 0
+    if config.extra.dataset:
+        more = open_dataset(config.extra.dataset, config.extra.data_dir, config.download).load("train")
+        train, extra = join(train, more, len(whole)), len(more)
+        sha256 = digest([sha256, more.content_hash])
     resolved = config.model_copy(
         update={
             "objective": config.objective.model_copy(update={"params": parameters(objective)}),
@@ -100,6 +121,6 @@ def prepare(config: TrainConfig) -> Plan:
             "validation": config.validation.model_copy(update={"size": size}),
         }
     )
-    plan = Plan(resolved, objective, threat, train, validation, device, whole.content_hash)
+    plan = Plan(resolved, objective, threat, train, validation, device, sha256, extra, team)
     check_fit(plan.build_model(), plan.info.shape, plan.info.num_classes, f"model '{config.model.name}'")
     return plan

@@ -19,9 +19,10 @@ class Schedule(Settings):
     """How the learning rate moves; the fractions are of the whole training.
 
     multistep: times ``factor``, or each its own one, at each of ``milestones``. linear: straight lines between
-    ``points`` (fraction, scale), level before the first and after the last. cosine: half a cosine from 1 to 0 (Loshchilov & Hutter
-    2017, arXiv 1608.03983). onecycle: linear from 0 to 1 at ``peak``, then linear to 0 (Smith & Topin 2017,
-    arXiv 1708.07120, as fast adversarial training uses it). ``warmup`` is a linear rise from 0 before any of the others.
+    ``points`` (fraction, scale), level before the first and after the last. cosine: half a cosine from 1 to 0
+    (Loshchilov & Hutter 2017, arXiv 1608.03983). onecycle: linear from 0 to 1 at ``peak``, then linear to 0 (Smith &
+    Topin 2017, arXiv 1708.07120, as fast adversarial training uses it). ``warmup`` is a linear rise from 0 before any
+    of these but onecycle.
     """
 
     name: Literal["multistep", "linear", "cosine", "onecycle"] = "multistep"

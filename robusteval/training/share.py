@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-
 @dataclass(frozen=True)
 class Share:
     """Rows ``rank`` of ``size`` nearly equal consecutive parts of a batch of ``total`` samples.
