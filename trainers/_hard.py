@@ -11,17 +11,7 @@ from torch import Tensor
 from robusteval.attacks._losses import margin_loss
 from robusteval.training.objective import StepContext
 
-
-def require_percentage(m: float) -> None:
-    """Raise `ValueError` unless ``m`` is a percentage."""
-    if not 0 <= m <= 100:
-        raise ValueError(f"m = {m} is not a percentage of the batch; choose one from 0 to 100")
-
-
-def require_weight(name: str, value: float) -> None:
-    """Raise `ValueError` unless ``value`` can weight a loss."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} = {value} cannot weight a loss; choose a finite number of at least 0")
+from ._losses import one_vs_rest
 
 
 @dataclass(frozen=True)
@@ -47,3 +37,8 @@ def hardest(ctx: StepContext, logits: Tensor, m: float) -> Hard:
     mask = torch.isin(ctx.ids, ids[order[:count]])
     wrong = float((every[order[:count]] > 0).float().mean()) if count else 0.0
     return Hard(mask, {"margin": -float(every.mean()), "wrong_in_L": wrong})
+
+
+def switched(ctx: StepContext, logits: Tensor, hard: Hard, lam: float) -> Tensor:
+    """Return ``lam * OVR`` of ``logits`` for the samples in L and cross-entropy for the rest, (N,)."""
+    return torch.where(hard.mask, lam * one_vs_rest(logits, ctx.y), ctx.fit(logits))

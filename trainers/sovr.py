@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from robusteval.training.objective import Loss, StepContext
 
-from ._hard import hardest, require_percentage, require_weight
-from ._losses import one_vs_rest
+from ._checks import require_percentage, require_weight
+from ._hard import hardest, switched
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class SOVR:
     The division is by the batch size, not by the sizes of the sets. ``|L| = floor(m / 100 * |B|)``, for a smaller
     last batch as well. LM is taken from the training-mode logits of the loss itself and is a constant. Of equal LM,
     the sample with the smaller id goes to ``L``, so the order within a batch does not matter. m = 0 is `at`; m = 100
-    with lam = 1 is adversarial training on OVR.
+    with lam = 1 is `ovr`.
 
     Confirmed from the paper's abstracts: the switch to OVR for the samples with small logit margins, and CE for the
     rest. NOT confirmed, as no full text or official code could be read: ranking within the mini-batch on PGD-10
@@ -44,5 +42,4 @@ class SOVR:
         """Return the switched loss of one batch; ``wrong_in_L`` is the share of L that the adversary fools."""
         logits = ctx.model(ctx.attack(ctx.cross_entropy))
         hard = hardest(ctx, logits, self.m)
-        values = torch.where(hard.mask, self.lam * one_vs_rest(logits, ctx.y), ctx.fit(logits))
-        return Loss(values.mean(), logits, hard.metrics)
+        return Loss(switched(ctx, logits, hard, self.lam).mean(), logits, hard.metrics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,8 @@ from robusteval.rng import SampleRng, generator
 from robusteval.testing._purity import bits, disturb, marked, require, untouched
 from robusteval.threat import ThreatModel
 from robusteval.training.adversary import Adversary, attacked
-from robusteval.training.objective import LogitLoss, Loss, Objective, Start, StepContext
+from robusteval.training.objective import Found, LogitLoss, Loss, Objective, Start, StepContext
+from robusteval.training.share import Share
 
 THREAT = ThreatModel.parse("Linf", "0.1")
 POPULATION, BATCH, STEPS = 1000, 24, 30
@@ -140,18 +141,34 @@ class _PerSampleAttack:
     def logits(self, x: Tensor) -> Tensor:
         return self.ctx.attack.logits(x)
 
+    def run(self, search: Callable[[nn.Module], Found]) -> Found:
+        return self.ctx.attack.run(search)
+
+
+@dataclass(frozen=True)
+class _PerSampleShare(Share):
+    """A share whose draws depend on each sample's id."""
+
+    ids: tuple[int, ...] = ()
+
+    def draw(self, sampler: Callable[[Tensor, torch.Generator], Tensor], x: Tensor, rng: torch.Generator) -> Tensor:
+        return SampleRng(1, self.ids, 0).draw(sampler, x)
+
 
 def _ordered(objective: Objective, order: Sequence[int]) -> tuple[Loss, StepContext, bool]:
-    """Return the loss of a batch in ``order``, its context, and whether the objective drew random numbers."""
+    """Return the loss of a batch in ``order``, its context, and whether the objective drew from `rng` itself."""
     x, y = _data(BATCH)
     ctx = _context(_net(), x[order], y[order], 3 + 7 * torch.tensor(order))
-    ctx = replace(ctx, attack=_PerSampleAttack(ctx))
+    ctx = replace(ctx, attack=_PerSampleAttack(ctx), share=_PerSampleShare(ids=tuple(ctx.ids.tolist())))
     before = bits(ctx.rng.get_state())
     return _call(objective, ctx), ctx, bits(ctx.rng.get_state()) != before
 
 
 def _check_order(objective: Objective) -> None:
-    """Require that logits follow the order of the batch and, unless the objective draws, that its value does not."""
+    """Require that logits follow the order of the batch, and that the value does not.
+
+    The value is let off where the objective draws from `rng` past `StepContext.draw`.
+    """
     order = torch.randperm(BATCH, generator=generator(0, "order")).tolist()
     straight, ctx, draws = _ordered(objective, range(BATCH))
     shuffled, other, _ = _ordered(objective, order)
