@@ -20,7 +20,7 @@ def fill_in(config: EvalConfig) -> EvalConfig:
     a dataset or norm given by the user drops what depends on it.
     """
     model = config.model or _newest_run()
-    trained = _training(Path(model).expanduser())
+    trained = trained_on(Path(model).expanduser())
     same_data = config.dataset in (None, trained.get("dataset"))
     same_norm = config.norm is None or Norm.parse(config.norm).value == trained.get("norm")
     found = {"model": model, "dataset": "digits", "norm": Norm.LINF.value}
@@ -38,7 +38,7 @@ def _newest_run() -> str:
     return str(LATEST.parent / LATEST.resolve().name)
 
 
-def _training(folder: Path) -> dict[str, str]:
+def trained_on(folder: Path) -> dict[str, str]:
     """Return dataset, norm and eps that a model folder or run folder says it was trained for, and where the data lay.
 
     What the card says is a stranger's word: only text is taken, and it is checked like a user's.
