@@ -143,6 +143,7 @@ def _one_epoch(plan: Plan, run: RunDir, state: TrainState, validate: Validate, o
         row = {"epoch": state.epoch + 1, **row, **{f"val_{name}": score for name, score in asdict(scores).items()}}
         _check_collapse(plan, row)
     except RobustevalError as error:
+        _record(plan, run, on_event, "failed", {"epoch": state.epoch + 1, "error": str(error)})
         saved = f"epoch {state.epoch} in '{run.path / CHECKPOINT}'" if state.epoch else "none"
         raise RobustevalError(f"{error}. Last good checkpoint: {saved}.") from error
     return row
