@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -98,7 +99,10 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
     strict = torch.are_deterministic_algorithms_enabled()
     warn_only, before = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
+    memory: Any = torch.utils.deterministic
+    filling = memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = False  # it would fill every buffer, though kernels overwrite them all
     torch.set_float32_matmul_precision("highest")
     if threads is not None:
         torch.set_num_threads(threads)
@@ -107,5 +111,6 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
             yield
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        memory.fill_uninitialized_memory = filling
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-"""One typed configuration tree out of defaults < TOML < `--set key=value` < flags."""
+"""One typed configuration tree out of defaults < recipe < TOML < `--set key=value` < flags."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[last] = value
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay ``over`` on ``base``, node by node; where it names another plug-in, that one's hyper-parameters go."""
     merged = dict(base)
+    if "params" in merged and over.get("name", merged.get("name")) != merged.get("name"):
+        del merged["params"]
     for key, value in over.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = _merge(dict(merged[key]), value) if both else value
+        merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
@@ -78,12 +81,19 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     return f"unknown setting '{where}'.{nearest(key, known)} Known: {', '.join(known)}."
 
 
-def resolve(cls: type[Tree], toml: Path | None, assignments: Iterable[str], flags: Mapping[str, Any]) -> Tree:
-    """Build ``cls`` from its defaults, a TOML file, ``key=value`` strings and flags, the later the stronger.
+def resolve(
+    cls: type[Tree],
+    toml: Path | None,
+    assignments: Iterable[str],
+    flags: Mapping[str, Any],
+    base: Mapping[str, Any] | None = None,
+) -> Tree:
+    """Build ``cls`` from its defaults, ``base``, a TOML file, ``key=value`` strings and flags, the later the stronger.
 
-    ``flags`` maps dotted keys to values; None means that the flag was not given. Raises `UsageError`.
+    ``base`` is a tree like the TOML file's; ``flags`` maps dotted keys to values; None means that the flag was not
+    given. Raises `UsageError`.
     """
-    tree = _read_toml(toml) if toml else {}
+    tree = _merge(base or {}, _read_toml(toml) if toml else {})
     changes: dict[str, Any] = {}
     for assignment in assignments:
         key, separator, value = assignment.partition("=")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -109,15 +110,15 @@ class ThreatModel:
         For L2 and L1 the point is projected on the ball, then clipped; as ``x`` lies in the box, clipping
         only shortens the perturbation, so the result satisfies both, up to float32 rounding (see `hold`).
         """
-        delta = x_adv - x
+        return self.projector(x)(x_adv)
+
+    def projector(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return `project` around a fixed ``x``; what depends on ``x`` alone is computed once."""
         if self.norm is Norm.LINF:
-            delta = delta.clamp(-self.radius, self.radius)
-        elif self.norm is Norm.L2:
-            size = torch.linalg.vector_norm(_flat(delta), dim=1).clamp_min(1e-12)
-            delta = delta * _per_sample((self.radius / size).clamp_max(1.0), delta)
-        else:
-            delta = _project_l1(delta, self.radius)
-        return (x + delta).clamp(0.0, 1.0)
+            low, high = ((x + reach).clamp(0.0, 1.0) for reach in (-self.radius, self.radius))
+            return lambda x_adv: torch.clamp(x_adv, low, high)
+        onto_ball = _project_l2 if self.norm is Norm.L2 else _project_l1
+        return lambda x_adv: (x + onto_ball(x_adv - x, self.radius)).clamp(0.0, 1.0)
 
     def hold(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Shrink the candidates that are outside until they are inside; the others keep every bit.
@@ -144,6 +145,11 @@ class ThreatModel:
         if self.norm is Norm.L2:
             length = length ** (1 / _flat(x).shape[1])
         return self.project(x, x + self.radius * noise * _per_sample(length, noise))
+
+
+def _project_l2(delta: Tensor, radius: float) -> Tensor:
+    size = torch.linalg.vector_norm(_flat(delta), dim=1).clamp_min(1e-12)
+    return delta * _per_sample((radius / size).clamp_max(1.0), delta)
 
 
 def _project_l1(delta: Tensor, radius: float) -> Tensor:

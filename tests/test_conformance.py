@@ -96,6 +96,11 @@ def write_images(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / part / label / f"{k}.png")
 
 
+def write_npz(folder: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 6, 5, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", image=pixels, label=np.arange(12) % 3)
+
+
 class FakeTorchvision:
     """Stands in for a torchvision dataset, whose files are too large to make up: every class twice."""
 
@@ -117,12 +122,14 @@ FAKES = {
     "cifar100": ("CIFAR100", FakeTorchvision),
     "svhn": ("SVHN", FakeTorchvision),
 }
-WRITTEN = {"mnist": write_mnist, "imagefolder": write_images}
+WRITTEN = {"mnist": write_mnist, "imagefolder": write_images, "npz": write_npz}
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 @pytest.mark.parametrize("name", DATASETS.names())
 def test_dataset(name: str, part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (name, part) == ("npz", "test"):
+        pytest.skip("generated images are for training only")
     places: dict[str, Any] = {}
     if name in FAKES:
         source, fake = FAKES[name]
@@ -130,7 +137,7 @@ def test_dataset(name: str, part: str, tmp_path: Path, monkeypatch: pytest.Monke
         places = {"data_dir": str(tmp_path), "download": True}
     elif name in WRITTEN:
         WRITTEN[name](tmp_path)
-        places = {"data_dir": str(tmp_path)}
+        places = {"data_dir": str(tmp_path / "images.npz" if name == "npz" else tmp_path)}
     elif name == "fashion_mnist":
         places = {"data_dir": str(shared("fashion-mnist"))}
     for params in examples(DATASETS, name):

@@ -70,7 +70,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def test_names_are_the_files() -> None:
-    assert DATASETS.names() == ["cifar10", "cifar100", "digits", "fashion_mnist", "imagefolder", "mnist", "svhn"]
+    assert DATASETS.names() == ["cifar10", "cifar100", "digits", "fashion_mnist", "imagefolder", "mnist", "npz", "svhn"]
     assert all(DATASETS.describe().values())
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_name_is_answered_without_torch() -> None:
 @pytest.mark.parametrize(
     ("spec", "data_dir", "download", "message"),
     [
-        ("digits:here", None, False, "only imagefolder takes a path"),
+        ("digits:here", None, False, "'digits' takes no path"),
         ("imagefolder:", None, False, "names no path"),
         ("imagefolder", None, False, "needs a place"),
         ("imagefolder:a", "b", False, "two places, 'a' and 'b'"),

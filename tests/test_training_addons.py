@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robusteval.errors import UsageError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.preflight import training_alarms
 from robusteval.models.io import load_model
 from robusteval.runs import RunDir
@@ -348,6 +349,21 @@ def test_an_alarm_is_logged_and_stays_with_the_earlier_best_model(tmp_path: Path
         assert finding.severity == "warning"
         assert event["alarm"] in finding.message
     assert json.loads((tmp_path / "run/best/config.json").read_text())["training"]["epoch"] == 1
+
+
+def test_adversarial_training_that_collapses_raises_the_alarm(tmp_path: Path):
+    # A learning rate thirty times too high from two thirds of the training on, clipped so that nothing overflows.
+    spike = "schedule.points=[[0, 1], [0.65, 1], [0.7, 30], [1, 30]]"
+    training = ("objective.name=at", "epochs=12", "batch_size=64", "optimizer.momentum=0.5", "clip_grad_norm=1")
+    attack = ("adversary.steps=3", "validation.steps=5", "device=cpu", "threads=1", "augment=false")
+    settings = (*training, *attack, "schedule.name=linear", spike)
+    plan = prepare(resolve(TrainConfig, None, settings, {}))
+    with suppress(RobustevalError):  # it may end up answering one class, which stops it
+        train(plan, RunDir(tmp_path / "run"))
+    logged = [json.loads(line) for line in (tmp_path / "run/events.jsonl").read_text().splitlines()]
+    told = [line["alarm"] for line in logged if line["event"] == "alarm"]
+    assert told
+    assert told[0].startswith("robust accuracy collapsed in epoch")
 
 
 @pytest.mark.parametrize("stated", [None, "text", 7, [1, None], {"a": 1}])

@@ -39,12 +39,12 @@ def ascend(objective: Objective, x: Tensor, start: Tensor, threat: ThreatModel, 
 
     Only the gradient with respect to the input is taken; clipping happens outside the graph.
     """
-    point = start.detach()
+    point, project = start.detach(), threat.projector(x)
     for _ in range(steps):
         point = point.requires_grad_()
         with torch.enable_grad():
             value = objective(point).sum()
         (grad,) = torch.autograd.grad(value, point)
         point = point.detach()
-        point = threat.project(x, point + steepest_step(grad, point, threat, size))
+        point = project(point + steepest_step(grad, point, threat, size))
     return point

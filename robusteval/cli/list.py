@@ -1,4 +1,4 @@
-"""`list`: name every plug-in without importing any."""
+"""`list`: name every plug-in, suite and recipe without importing any."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ KINDS = {
 def _describe(kind: str) -> dict[str, str]:
     from robusteval.catalog import Catalog
     from robusteval.suites import describe_suites
+    from robusteval.training.recipes import describe_recipes
 
-    return describe_suites() if kind == "suites" else Catalog(*KINDS[kind]).describe()
+    data = {"suites": describe_suites, "recipes": describe_recipes}
+    return data[kind]() if kind in data else Catalog(*KINDS[kind]).describe()
 
 
 @click.command("list")
@@ -34,9 +36,9 @@ def _describe(kind: str) -> dict[str, str]:
 def command(kinds: tuple[str, ...], as_json: bool) -> None:
     """Name all plug-ins, or those of the given KINDS.
 
-    KINDS: objectives, attacks, certifiers, datasets, models, sources, suites.
+    KINDS: objectives, attacks, certifiers, datasets, models, sources, suites, recipes.
     """
-    known = [*KINDS, "suites"]
+    known = [*KINDS, "suites", "recipes"]
     for kind in kinds:
         if kind not in known:
             raise unknown("kind of plug-in", kind, known)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from robusteval.datasets._encoded import load_images
-from robusteval.datasets.base import DataInfo, Part, Split
-from robusteval.errors import UsageError
-
-_SMALL = 64
+from robusteval.datasets._own import own_info, own_place
+from robusteval.datasets.base import Part, Split
 
 
 @dataclass(frozen=True)
@@ -29,27 +26,10 @@ class ImageFolder:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if self.download:
-            raise UsageError("dataset 'imagefolder' is your own images, so there is nothing to download.")
-        if self.path is not None and self.data_dir is not None and self.path != self.data_dir:
-            raise UsageError(f"dataset 'imagefolder' has two places, '{self.path}' and '{self.data_dir}'; give one.")
-        if not (self.path or self.data_dir):
-            raise UsageError("dataset 'imagefolder' needs a place; write imagefolder:PATH or use --data-dir.")
+        own_place("imagefolder", self.path, self.data_dir, self.download)
 
     def load(self, part: Part) -> Split:
         """Return images (N, C, H, W), decoded when they are read; raise `RobustevalError` naming the file at fault."""
-        path = Path(self.path or self.data_dir or "").expanduser()
+        path = own_place("imagefolder", self.path, self.data_dir, self.download)
         title = path.resolve().name
-        return load_images(path, part, lambda shape, classes: _info(title, shape, classes))
-
-
-def _info(title: str, shape: tuple[int, int, int], classes: tuple[str, ...]) -> DataInfo:
-    grey = shape[0] == 1
-    return DataInfo(
-        title=title,
-        shape=shape,
-        classes=classes,
-        mean=(0.449,) if grey else (0.485, 0.456, 0.406),
-        std=(0.226,) if grey else (0.229, 0.224, 0.225),
-        eps={"Linf": "8/255" if max(shape[1:]) <= _SMALL else "4/255"},
-    )
+        return load_images(path, part, lambda shape, classes: own_info(title, shape, classes))

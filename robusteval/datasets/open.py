@@ -14,10 +14,11 @@ DATASETS = Catalog("dataset", "datasets")
 
 
 def open_dataset(spec: str, data_dir: str | None = None, download: bool = False) -> Dataset:
-    """Return the dataset called ``spec``, a name or ``imagefolder:PATH``; no data file is read yet.
+    """Return the dataset called ``spec``, ``NAME`` or ``NAME:PATH``; no data file is read yet.
 
-    ``data_dir`` is the folder (or archive) with the files, ``download`` allows fetching them. Raises `UsageError`
-    for an unknown name, a path after a name that takes none, and a place or download the dataset cannot use.
+    A path may follow datasets that have a field ``path``. ``data_dir`` is the folder (or archive) with the files,
+    ``download`` allows fetching them. Raises `UsageError` for an unknown name, a path after a name that takes none,
+    and a place or download the dataset cannot use.
     """
     name, colon, path = spec.strip().partition(":")
     params: dict[str, Any] = {}
@@ -32,10 +33,8 @@ def open_dataset(spec: str, data_dir: str | None = None, download: bool = False)
 
 
 def _path_of(name: str, path: str) -> str:
-    if name in DATASETS.names() and name != "imagefolder":
-        raise UsageError(
-            f"dataset '{name}:{path}': only imagefolder takes a path after ':'; use --data-dir for '{name}'."
-        )
-    if name == "imagefolder" and not path:
-        raise UsageError("dataset 'imagefolder:' names no path; write imagefolder:PATH.")
+    if "path" not in getattr(DATASETS.get(name), "__dataclass_fields__", {}):
+        raise UsageError(f"dataset '{name}:{path}': '{name}' takes no path after ':'; use --data-dir for its files.")
+    if not path:
+        raise UsageError(f"dataset '{name}:' names no path; write {name}:PATH.")
     return path

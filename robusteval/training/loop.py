@@ -78,10 +78,7 @@ def train(
         while state.epoch < goal:
             row = _one_epoch(plan, run, state, validate, on_event)
             _record(plan, run, on_event, "epoch", {**row, "seconds": round(time.monotonic() - start, 2)})
-            known = alarms(state.history)
             state.history.append(row)
-            for sentence in alarms(state.history)[len(known) :]:
-                _record(plan, run, on_event, "alarm", {"epoch": row["epoch"], "alarm": sentence})
             if plan.team.leads:
                 save(state, run.path)
                 _publish(plan, run, state)
@@ -141,6 +138,8 @@ def _one_epoch(plan: Plan, run: RunDir, state: TrainState, validate: Validate, o
         row = train_epoch(plan, state, on_event)
         scores = validate(plan, state.evaluated)
         row = {"epoch": state.epoch + 1, **row, **{f"val_{name}": score for name, score in asdict(scores).items()}}
+        for sentence in alarms([*state.history, row])[len(alarms(state.history)) :]:
+            _record(plan, run, on_event, "alarm", {"epoch": row["epoch"], "alarm": sentence})
         _check_collapse(plan, row)
     except RobustevalError as error:
         _record(plan, run, on_event, "failed", {"epoch": state.epoch + 1, "error": str(error)})

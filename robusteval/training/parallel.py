@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
 from robusteval.training.share import Share
 
@@ -40,9 +39,10 @@ class Team:
         """Return the mean over the processes of each tensor, the same bits in all of them."""
         if self.size == 1:
             return list(tensors)
-        flat = _flatten_dense_tensors(tensors)
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
         dist.all_reduce(flat)
-        return list(_unflatten_dense_tensors(flat / self.size, tensors))
+        means = torch.split_with_sizes(flat / self.size, [tensor.numel() for tensor in tensors])
+        return [mean.view_as(tensor) for mean, tensor in zip(means, tensors, strict=True)]
 
     def average_gradients(self, model: nn.Module) -> None:
         """Replace every parameter's gradient by its mean over the processes."""

@@ -50,7 +50,8 @@ class Schedule(Settings):
         if self.name == "cosine":
             return cosine((t - self.warmup) / (1 - self.warmup))
         if self.name == "linear":
-            return float(np.interp(t, *zip(*self.points, strict=True)))
+            times, scales = zip(*self.points, strict=True)
+            return float(np.interp(t, times, scales))
         factors = self.factor if isinstance(self.factor, tuple) else (self.factor,) * len(self.milestones)
         return math.prod(factor for factor, at in zip(factors, self.milestones, strict=True) if t >= at)
 
