@@ -13,6 +13,8 @@ from robusteval.errors import RobustevalError, nearest
 COMMANDS = {
     "train": "Train a robust classifier (SOVR on digits unless told otherwise).",
     "evaluate": "Attack a model, bracket its robust accuracy and write a report.",
+    "compare": "Train and attack several objectives under one recipe, and write one table.",
+    "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
     "validate": "Check a report against its schema and against itself.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }

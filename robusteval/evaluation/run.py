@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import as_completed
 from functools import cache
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.assemble import assemble, pending
 from robusteval.evaluation.chunks import ChunkResult
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, identity, judge_chunk, preflight, prepare
+from robusteval.processes import worker_pool
 from robusteval.report import Finding, Report
 from robusteval.runs import RunDir
 
@@ -54,20 +48,11 @@ def _in_turn(plan: Plan, todo: list[int], folder: Path, told: Told) -> Iterator[
 
 
 def _in_processes(plan: Plan, todo: list[int], folder: Path) -> Iterator[ChunkResult]:
-    """Judge chunks in worker processes that load model and data themselves; never leave one behind."""
+    """Judge chunks in worker processes that load model and data themselves."""
     job = (plan.config, folder, identity(plan))
-    pool = ProcessPoolExecutor(plan.workers, multiprocessing.get_context("spawn"), _start_worker, job)
-    try:
+    with worker_pool(plan.workers, "--workers", _start_worker, *job) as pool:
         for future in as_completed([pool.submit(_work, index) for index in todo]):
             yield future.result()
-    except BrokenProcessPool as error:
-        raise RobustevalError("a worker process died, perhaps for lack of memory; try --workers 1.") from error
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()  # the executor itself would wait for chunks that nobody wants any more
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _Job = tuple[EvalConfig, Path, dict[str, object]]
@@ -75,17 +60,8 @@ _jobs: list[_Job] = []
 """What this worker process evaluates; set once when it starts."""
 
 
-def _start_worker(*job: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    _jobs.append(job)
-
-
-def _die_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)  # an orphan would wait for work for ever
+def _start_worker(config: EvalConfig, folder: Path, expected: dict[str, object]) -> None:
+    _jobs.append((config, folder, expected))
 
 
 def _work(index: int) -> ChunkResult:

@@ -1,0 +1,99 @@
+"""A comparison as a picture."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robusteval.comparison.markdown import stage_titles
+from robusteval.comparison.table import Row, Table
+from robusteval.runs import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*X"
+
+
+def draw(table: Table, folder: Path) -> None:
+    """Write `table.png` and `table.svg`: accuracies by attack, differences from the reference, and margins."""
+    rows = [row for row in table.rows if row.results]
+    if not rows:
+        return
+    figure = new_figure(13, 1.6 + 0.42 * len(rows))
+    accuracy, difference, margin = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1.2, 1))
+    _accuracies(accuracy, rows, table)
+    _differences(difference, rows, table)
+    _margins(margin, rows, table)
+    accuracy.set_yticks(range(len(rows)), [row.label for row in rows])
+    accuracy.invert_yaxis()
+    known = table.facts
+    figure.suptitle(
+        f"{known['dataset']}, {known['norm']} eps {known['eps']}, {known['model']['name']}, {known['epochs']} epochs",
+        fontsize="medium",
+    )
+    save(figure, folder / "table")
+
+
+def _accuracies(axes: Axes, rows: list[Row], table: Table) -> None:
+    """Draw means over seeds, with whiskers from the lowest to the highest run."""
+    names = {"clean": "clean", "pgd": f"PGD-{table.config.margin_steps}", **stage_titles(table)}
+    for turn, (column, title) in enumerate(names.items()):
+        found = [(height, row.spreads[column]) for height, row in enumerate(rows) if column in row.spreads]
+        means = [100 * value.mean for _, value in found]
+        reach = [[100 * (v.mean - v.min) for _, v in found], [100 * (v.max - v.mean) for _, v in found]]
+        heights = [height + 0.6 * (turn / (len(names) - 1) - 0.5) for height, _ in found]
+        marker = MARKERS[turn % len(MARKERS)]
+        label = f"after {title}" if column in table.full else title
+        axes.errorbar(means, heights, xerr=reach, fmt=marker, markersize=4, capsize=2, linewidth=1, label=label)
+    axes.set_xlabel("accuracy, %")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.3 * 5 / (len(rows) + 4)), ncols=3)
+
+
+def _differences(axes: Axes, rows: list[Row], table: Table) -> None:
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for height, row in enumerate(rows):
+        if row.robust:
+            low, high = (100 * abs(end - row.robust.difference) for end in (row.robust.low, row.robust.high))
+            point = 100 * row.robust.difference
+            axes.errorbar([point], [height], xerr=[[low], [high]], fmt="o", color="C0", capsize=3, markersize=5)
+            axes.plot([100 * v for v in row.robust.by_seed], [height + 0.18] * len(row.robust.by_seed), "k|", ms=5)
+    axes.set_xlabel(
+        f"difference from {table.config.reference} after {table.shared[-1]}, points\n(95 % interval; ticks: seeds)"
+    )
+    axes.grid(axis="x", alpha=0.3)
+
+
+def _margins(axes: Axes, rows: list[Row], table: Table) -> None:
+    axes.axvline(0, color="0.6", linewidth=0.8)
+    for marker, key in (("o", "mean"), ("s", "median")):
+        values = [row.spreads[f"scaled_margin_{key}"].mean for row in rows]
+        axes.plot(values, range(len(rows)), marker, markersize=5, label=key)
+    axes.set_xlabel(f"logit margin under PGD-{table.config.margin_steps}\n/ std of the logits")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize="x-small")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure that needs no display; sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Write ``stem``.png and ``stem``.svg atomically; no date and no random names, so that versions compare well."""
+    import matplotlib as mpl
+
+    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": "robusteval"}):
+            figure.savefig(buffer, format=suffix, dpi=130, metadata=metadata)
+        write_atomic(stem.with_suffix(f".{suffix}"), buffer.getvalue())

@@ -1,0 +1,76 @@
+"""Run a comparison in a folder: what is done already is kept, and the table is written after every cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from robusteval.comparison.caption import facts
+from robusteval.comparison.cells import Cell, check, make_cells, run_cells
+from robusteval.comparison.config import CompareConfig
+from robusteval.comparison.figure import draw
+from robusteval.comparison.markdown import render
+from robusteval.comparison.results import Result, read_result
+from robusteval.comparison.table import Frame, Table, build
+from robusteval.comparison.work import check_suites, is_done, work
+from robusteval.comparison.write import write_data
+from robusteval.runs import RunDir, write_atomic
+from robusteval.training.cost import passes_per_step
+
+MARKDOWN = "table.md"
+
+Told = Callable[[Cell | None, str | None], None]
+"""Hears of every cell that ends, with what went wrong, if anything; and of None every few seconds."""
+
+
+def prepare(config: CompareConfig, out: Path, command: str) -> tuple[Frame, list[Cell]]:
+    """Check every setting before any work; raise `UsageError` for a wrong one or one that is not the folder's."""
+    cells = make_cells([(row.label, row) for row in config.contenders], config.seeds, config.train, out)
+    plans = check(cells)
+    first = next(iter(plans.values()))
+    shared, full = check_suites(config, first.threat)
+    params = {label: plan.config.objective.params for label, plan in plans.items()}
+    passes = {label: passes_per_step(plan) for label, plan in plans.items()}
+    steps = first.steps_per_epoch * first.config.epochs
+    known = {**facts(config, first, command), "steps": steps}
+    return Frame(config, known, shared, full, params, passes), cells
+
+
+def compare(frame: Frame, cells: Sequence[Cell], out: Path, jobs: int, told: Told) -> Table:
+    """Do the cells that are not done yet and return the table, written to ``out`` after every one of them."""
+    config, run = frame.config, RunDir(out)
+    run.claim(config.identity())
+    with run.locked():
+        results = [read_result(config, cell, frame.shared) for cell in cells if is_done(config, cell)]
+        failures: dict[tuple[str, int], str] = {}
+        left = [cell for cell in cells if not is_done(config, cell)]
+        for news in run_cells(left, partial(work, config), jobs):
+            if news is None:
+                told(None, None)
+                continue
+            cell, problem = news
+            if problem is None:
+                results.append(read_result(config, cell, frame.shared))
+            else:
+                failures[cell.label, cell.seed] = problem
+            run.event("cell", name=cell.name, problem=problem)
+            _write(frame, cells, results, failures, out)
+            told(cell, problem)
+        table = _write(frame, cells, results, failures, out)
+        draw(table, out)
+    return table
+
+
+def _write(
+    frame: Frame, cells: Sequence[Cell], results: Sequence[Result], failures: dict[tuple[str, int], str], out: Path
+) -> Table:
+    order = {cell.name: index for index, cell in enumerate(cells)}  # not the order in which workers finish
+    table = build(
+        frame,
+        sorted(results, key=lambda result: order[result.cell.name]),
+        dict(sorted(failures.items(), key=lambda item: item[0][1])),
+    )
+    write_data(table, out)
+    write_atomic(out / MARKDOWN, render(table).encode())
+    return table
