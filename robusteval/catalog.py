@@ -141,4 +141,5 @@ def first_problem(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"there is no '{where}'."
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    return f"{where} = {reprlib.repr(first['input'])} is not allowed: {message}." if where else f"{message}."
+    end = "" if message.endswith("?") else "."
+    return f"{where} = {reprlib.repr(first['input'])} is not allowed: {message}{end}" if where else f"{message}{end}"

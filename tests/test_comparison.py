@@ -16,7 +16,7 @@ from conftest import Cli, command, environment, one_sentence
 from PIL import Image
 
 from robusteval.cli import group
-from robusteval.comparison.config import NOTES, CompareConfig, presets
+from robusteval.comparison.config import NOTES, CompareConfig, presets, source
 from robusteval.comparison.statistics import holm, paired, sign_flip, spread
 from robusteval.errors import UsageError
 from robusteval.evaluation.config import EvalConfig
@@ -233,7 +233,7 @@ def test_a_wrong_request_is_refused_before_any_work(tmp_path: Path, arguments: t
 
 def test_a_misspelt_objective_of_a_preset_is_named(tmp_path: Path):
     (tmp_path / "preset.toml").write_text('objectives = [{ name = "at", parms = {} }]')
-    with pytest.raises(UsageError, match="an objective has no 'parms' Did you mean 'params'"):
+    with pytest.raises(UsageError, match=r"an objective has no 'parms'\. Did you mean 'params'"):
         resolve(CompareConfig, tmp_path / "preset.toml", (), {})
 
 
@@ -343,5 +343,5 @@ def test_parameters_of_a_presets_row_can_be_set_alone():
     settings = resolve(CompareConfig, source("sovr-paper", None), ("params.sovr.m=60", "params.mail.form=mart"), {})
     params = {row.label: row.params for row in settings.contenders}
     assert (params["sovr"], params["mail"], params["at"]) == ({"m": 60}, {"form": "mart"}, {})
-    with pytest.raises(UsageError, match="there is no objective 'sovrr'. Did you mean 'sovr'"):
+    with pytest.raises(UsageError, match=r"there is no objective 'sovrr'\. Did you mean 'sovr'"):
         resolve(CompareConfig, source("sovr-paper", None), ("params.sovrr.m=60",), {})

@@ -34,7 +34,7 @@ class Contender(PluginSpec):
         value = {"name": value} if isinstance(value, str) else value
         for key in value if isinstance(value, dict) else ():
             if key not in cls.model_fields:  # said here, as `resolve` cannot look into lists
-                raise ValueError(f"an objective has no '{key}'{nearest(key, cls.model_fields)}")
+                raise ValueError(f"an objective has no '{key}'.{nearest(key, cls.model_fields)}")
         return {"label": value.get("name", ""), **value} if isinstance(value, dict) else value
 
     @field_validator("label")
@@ -56,7 +56,7 @@ class CompareConfig(Settings):
 
     title: str = "Comparison of training objectives"
     objectives: tuple[Contender, ...] = Field(min_length=1)
-    params: dict[str, dict[str, Any]] = {}
+    params: dict[str, dict[str, Any]] = Field(default_factory=dict)
     reference: str = "at"
     seeds: int = Field(default=3, ge=1, le=1000)
     suite: str = "apgd"
@@ -74,7 +74,7 @@ class CompareConfig(Settings):
                 raise ValueError(f"label '{label}' is repeated")
         for label in self.params:
             if label not in labels:
-                raise ValueError(f"there is no objective '{label}'{nearest(label, labels)}")
+                raise ValueError(f"there is no objective '{label}'.{nearest(label, labels)}")
         for part, own in _OWN.items():
             for key in sorted(getattr(self, part).model_fields_set & own):
                 raise ValueError(f"{part}.{key} is decided by the comparison and cannot be set")
