@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
@@ -75,7 +75,11 @@ def _explain(error: ValidationError, cls: type[Settings]) -> str:
     *parents, key = (str(part) for part in first["loc"])
     node: Any = cls
     for parent in parents:
-        node = node.model_fields[parent].annotation
+        field = node.model_fields.get(parent)
+        choices = (field.annotation, *get_args(field.annotation)) if field else ()
+        node = next((choice for choice in choices if hasattr(choice, "model_fields")), None)
+        if node is None:
+            return first_problem(error)
     known = list(node.model_fields)
     where = ".".join([*parents, key])
     return f"unknown setting '{where}'.{nearest(key, known)} Known: {', '.join(known)}."

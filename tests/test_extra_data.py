@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robusteval.datasets.base import Split
+from robusteval.datasets.base import DataInfo, Split, TensorPixels
 from robusteval.datasets.open import open_dataset
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.training.extra import extra_rows, join, mixed_batches
@@ -191,3 +191,16 @@ def test_a_fresh_order_comes_with_every_pass() -> None:
     one, two = (torch.cat(list(mixed_batches(8, 8, 4, 0.5, 4, 0, epoch))) for epoch in (0, 1))
     assert sorted(one.tolist()) == sorted(two.tolist())
     assert one.tolist() != two.tolist()
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    def split(*classes: str) -> Split:
+        info = DataInfo("pets", (1, 2, 2), classes, (0.5,), (0.5,))
+        count = len(classes)
+        return Split(info, "train", TensorPixels(torch.rand(count, 1, 2, 2)), torch.arange(count), torch.arange(count))
+
+    base = split("airplane", "bird", "cat", "dog")
+    assert join(base, split("cat", "dog"), 4).labels.tolist() == [0, 1, 2, 3, 2, 3]
+    assert join(base, split("0", "1"), 4).labels.tolist() == [0, 1, 2, 3, 0, 1]
+    with pytest.raises(UsageError, match=r"has class 'dgo', which pets has not\. Did you mean 'dog'"):
+        join(base, split("cat", "dgo"), 4)

@@ -178,6 +178,14 @@ def test_sovr_refuses_impossible_parameters(params: dict[str, float], said: str)
         OBJECTIVES.build("sovr", params)
 
 
+def test_a_sample_that_comes_twice_counts_twice():
+    # Extra data may repeat a sample in a batch; one of three is in L all the same.
+    logits, y = torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 0])
+    value, _ = on_logits(OBJECTIVES.build("sovr", {"m": 34, "lam": 0}), logits, y, torch.tensor([5, 7, 5]))
+    by_hand = math.log1p(math.exp(-3)) + math.log1p(math.e)
+    assert value == pytest.approx(by_hand / 3, rel=1e-6)
+
+
 # The contract, for every objective there is.
 
 

@@ -17,7 +17,7 @@ from robusteval.training.loop import train
 from robusteval.training.objective import OBJECTIVES
 from robusteval.training.share import Share
 
-NAMES = [name for name in OBJECTIVES.names() if name != "hat"]
+NAMES = OBJECTIVES.names()
 
 
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -32,11 +32,12 @@ def hardest(ctx: StepContext, logits: Tensor, m: float) -> Hard:
     margins = margin_loss(logits.detach(), ctx.y)
     every, ids = ctx.gather(margins), ctx.gather(ctx.ids)
     count = math.floor(m / 100 * len(every) + 1e-9)
-    by_id = ids.argsort()
+    by_id = ids.argsort(stable=True)
     order = by_id[every[by_id].argsort(descending=True, stable=True)]
-    mask = torch.isin(ctx.ids, ids[order[:count]])
+    chosen = torch.zeros_like(every, dtype=torch.bool)
+    chosen[order[:count]] = True
     wrong = float((every[order[:count]] > 0).float().mean()) if count else 0.0
-    return Hard(mask, {"margin": -float(every.mean()), "wrong_in_L": wrong})
+    return Hard(ctx.share.mine(chosen), {"margin": -float(every.mean()), "wrong_in_L": wrong})
 
 
 def switched(ctx: StepContext, logits: Tensor, hard: Hard, lam: float) -> Tensor:

@@ -23,7 +23,7 @@ from robusteval.threat import ThreatModel
 STOPPING = ("batch-dependent", "non-finite-candidates", "non-finite-gradients", "probabilities", "randomised")
 """Findings that stop a run unless they are allowed."""
 
-SAMPLES = 64
+SAMPLES, MAX_ALARMS = 64, 5
 AGREEMENT = 1e-4
 """Largest difference between logits, relative to their norm, put down to rounding."""
 
@@ -201,7 +201,7 @@ def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[
 def training_alarms(training: Mapping[str, Any]) -> list[Finding]:
     """Return a finding for what went wrong while the model was trained, by the facts that its card states."""
     stated = training.get("alarms")
-    told = [alarm[:300] for alarm in stated if isinstance(alarm, str)] if isinstance(stated, list) else []
+    told = [alarm[:300] for alarm in stated[:MAX_ALARMS] if isinstance(alarm, str)] if isinstance(stated, list) else []
     advice = "See the training run's history; a checkpoint from before the collapse may still be sound."
     return [_ours("training-alarm", "warning", f"Its training raised an alarm: {alarm}.", advice) for alarm in told]
 

@@ -31,10 +31,11 @@ def train_epoch(plan: Plan, state: TrainState, on_event: OnEvent) -> Row:
     means = Means()
     for step, rows in enumerate(batches(plan, state.epoch)):
         loss = train_step(plan, state, step, rows)
-        value = float(loss.value.detach())
+        share = plan.team.share(len(rows))
+        value = plan.team.sum([float(loss.value.detach()) * share.weight], plan.device)[0] / plan.team.size
         if not math.isfinite(value):
             raise RobustevalError(f"the loss is {value} in epoch {state.epoch + 1}, step {step + 1}{_advice(plan)}")
-        own = plan.team.share(len(rows)).mine(rows)
+        own = share.mine(rows)
         right = loss.logits.detach().argmax(1) == plan.train.labels[own].to(plan.device)
         means.add(len(own), {"loss": value, "accuracy": float(right.float().mean()), **loss.metrics})
         on_event("step", {"epoch": state.epoch + 1, "step": step + 1, "loss": value})
@@ -60,8 +61,10 @@ def batches(plan: Plan, epoch: int) -> Iterator[Tensor]:
 
 
 def _clean_images(plan: Plan) -> Iterator[Tensor]:
-    for rows in torch.split(torch.arange(len(plan.train)), plan.config.batch_size):
-        yield plan.train.images(rows).to(plan.device, plan.dtype)
+    """Yield the training images without the extra ones; a last batch of one has no statistics."""
+    for rows in torch.split(torch.arange(len(plan.train) - plan.extra), plan.config.batch_size):
+        if len(rows) > 1:
+            yield plan.train.images(rows).to(plan.device, plan.dtype)
 
 
 @dataclass

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robusteval.datasets.base import Pixels, Split, interleave
-from robusteval.errors import UsageError
+from robusteval.datasets.base import DataInfo, Pixels, Split, interleave
+from robusteval.errors import UsageError, nearest
 from robusteval.rng import generator
 
 
@@ -43,28 +43,43 @@ class JoinedPixels:
 def join(base: Split, extra: Split, population: int) -> Split:
     """Return ``base`` followed by ``extra``, whose ids move up by ``population``: above every id of ``base``.
 
-    The facts are those of ``base``. Raises `UsageError` when images differ in shape or labels of ``extra`` are no
-    classes of ``base``.
+    The facts are those of ``base``. Classes are matched by name; those of ``extra`` that are mere numbers, as in an
+    .npz file, are positions in the classes of ``base``. Raises `UsageError` when images differ in shape or a class of
+    ``extra`` is none of ``base``.
     """
     if extra.info.shape != base.info.shape:
         shapes = ["x".join(map(str, info.shape)) for info in (extra.info, base.info)]
         raise UsageError(
             f"extra data '{extra.info.title}' has {shapes[0]} images, but {base.info.title} has {shapes[1]} ones."
         )
-    highest, classes = int(extra.labels.max()), base.info.num_classes
-    if highest >= classes:
-        raise UsageError(
-            f"extra data '{extra.info.title}' has label {highest}, but {base.info.title} has {classes} classes, 0 to "
-            f"{classes - 1}."
-        )
+    labels = _translated(base.info, extra)
     if int(base.ids.max()) >= population:
         raise ValueError(f"population {population} is not above the base's largest id {int(base.ids.max())}")
     return replace(
         base,
         pixels=JoinedPixels(base.pixels, extra.pixels, population),
-        labels=torch.cat([base.labels, extra.labels]),
+        labels=torch.cat([base.labels, labels]),
         ids=torch.cat([base.ids, extra.ids + population]),
     )
+
+
+def _translated(info: DataInfo, extra: Split) -> Tensor:
+    """Return the labels of ``extra`` as positions in ``info.classes``."""
+    names = list(info.classes)
+    if extra.info.classes == tuple(map(str, range(extra.info.num_classes))):
+        highest = int(extra.labels.max())
+        if highest >= len(names):
+            raise UsageError(
+                f"extra data '{extra.info.title}' has label {highest}, but {info.title} has {len(names)} classes, 0 to "
+                f"{len(names) - 1}."
+            )
+        return extra.labels
+    for name in extra.info.classes:
+        if name not in names:
+            raise UsageError(
+                f"extra data '{extra.info.title}' has class '{name}', which {info.title} has not.{nearest(name, names)}"
+            )
+    return torch.tensor([names.index(name) for name in extra.info.classes])[extra.labels]
 
 
 def extra_rows(batch_size: int, fraction: float) -> int:

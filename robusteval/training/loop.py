@@ -70,7 +70,8 @@ def train(
     with connected(plan.team, plan.device), _owned(plan, run), _controlled(plan):
         state = begin(plan)
         resumed = restore(state, run.path, plan.device)
-        _announce(plan, run, state, on_event)
+        if state.epoch < plan.config.epochs:
+            _announce(plan, run, state, on_event)
         if resumed and plan.team.leads:
             _publish(plan, run, state)  # the kill may have come between the checkpoint and these files
         done_before, start = state.epoch, time.monotonic()

@@ -100,6 +100,10 @@ def prepare(config: TrainConfig) -> Plan:
     threat = ThreatModel.parse(config.norm, config.eps or whole.info.customary_eps(Norm.parse(config.norm).value))
     size = config.validation.size or min(1000, len(whole) // 10)
     train, validation = hold_out(whole, size, config.validation.seed)
+    if config.batch_size < 2 * team.size:
+        raise UsageError(
+            f"batch_size = {config.batch_size} is less than two samples for each of {team.size} processes."
+        )
     if len(train) < 2:
         raise UsageError(
             f"validation.size = {size} leaves {len(train)} of {len(whole)} samples to train on; at least 2."

@@ -22,7 +22,7 @@ def train_step(plan: Plan, state: TrainState, step: int, rows: Tensor) -> Loss:
     """Take one optimizer step on the training samples ``rows``; every random draw is derived from the step."""
     config, moment = plan.config, (state.epoch, step)
     taken, steps = state.epoch * plan.steps_per_epoch + step, config.epochs * plan.steps_per_epoch
-    _seed_global(derive_seed(config.seed, "layers", *moment), plan.device)  # for modules such as dropout
+    _seed_global(derive_seed(config.seed, "layers", *moment, plan.team.rank), plan.device)  # for dropout and the like
     ctx = _context(plan, state, rows, moment, midpoint(taken, steps))
     for group in state.optimizer.param_groups:
         group["lr"] = config.optimizer.lr * config.schedule.scale(ctx.progress)
