@@ -16,7 +16,8 @@ from robusteval.training.plan import Plan, prepare
 
 SETTINGS = (
     "epochs=2", "batch_size=32", "train_limit=83", "validation.size=50", "adversary.steps=2", "validation.steps=2",
-    "precision=float64", "device=cpu", "threads=1", "average.name=ema", "average.decay=0.9", "awp.gamma=0.01", "clip_grad_norm=1", "eps=0.1",
+    "precision=float64", "device=cpu", "threads=1", "average.name=ema", "average.decay=0.9", "eps=0.1",
+    "awp.gamma=0.01", "clip_grad_norm=1",
     "model.params.width=2", "model.params.hidden=8",
 )  # fmt: skip
 """83 samples in batches of 32 leave a last batch of 19, which two processes cannot share evenly."""

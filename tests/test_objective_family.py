@@ -226,10 +226,6 @@ EVERY = pytest.mark.parametrize(
 )
 
 
-def test_there_is_a_reference_for_every_objective():
-    assert {name for name, _, _ in REFERENCES} <= set(OBJECTIVES.names())
-
-
 # The objectives, as functions of logits alone.
 
 
