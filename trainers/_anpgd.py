@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusteval.attacks._steps import steepest_step
+from robusteval.attacks._steps import steepest
 from robusteval.threat import Norm, ThreatModel
 
 Margin = Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ def climb(margin: Margin, x: Tensor, start: Tensor, threat: ThreatModel, radius:
         point = point.requires_grad_()
         (grad,) = torch.autograd.grad(margin(point).sum(), point)
         point = point.detach()
-        point = _project(x, point + reach * steepest_step(grad, point, threat, 2.5 / steps), threat.norm, reach)
+        point = _project(x, point + 2.5 / steps * reach * steepest(grad, point, threat), threat.norm, reach)
     return point
 
 

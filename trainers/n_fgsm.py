@@ -8,7 +8,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._steps import steepest_step
+from robusteval.attacks._steps import steepest
 from robusteval.training.objective import Loss, StepContext
 
 from ._checks import require_positive
@@ -44,4 +44,5 @@ class NFGSM:
         start = ctx.draw(wide.sample).requires_grad_()
         (grad,) = torch.autograd.grad(ctx.cross_entropy(model(start)).sum(), start)
         start = start.detach()
-        return (start + steepest_step(grad, start, ctx.threat, self.alpha * ctx.threat.radius)).clamp(0.0, 1.0)
+        step = self.alpha * ctx.threat.radius * steepest(grad, start, ctx.threat)
+        return (start + step).clamp(0.0, 1.0)
