@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import shared
 from torch import Tensor, nn
 
 from robusteval.errors import RobustevalError, UsageError
@@ -369,6 +371,25 @@ def test_adversarial_training_that_collapses_raises_the_alarm(tmp_path: Path):
     told = [line["alarm"] for line in logged if line["event"] == "alarm"]
     assert told
     assert told[0].startswith("robust accuracy collapsed in epoch")
+
+
+def test_single_step_training_that_overfits_catastrophically_raises_the_alarm(tmp_path: Path):
+    # FGSM without a random start on a large ball overfits within 26 epochs for each of the seeds 0 to 4.
+    data = ("dataset=fashion_mnist", f"data_dir={shared('fashion-mnist')}", "train_limit=2000", "validation.size=100")
+    fgsm = ("objective.name=at", "adversary.steps=1", "adversary.start=none", "eps=0.2", "adversary.step_size=0.2")
+    training = ("epochs=26", "batch_size=50", "model.params.width=32", "schedule.milestones=[]", "augment=false")
+    rest = ("optimizer.weight_decay=0", "validation.steps=10", "device=cpu", "threads=1", "seed=2")
+    plan = prepare(resolve(TrainConfig, None, (*data, *fgsm, *training, *rest), {}))
+    told: list[str] = []
+
+    def listen(kind: str, fields: Mapping[str, Any]) -> None:
+        if kind == "alarm":
+            told.append(fields["alarm"])
+
+    while not any(alarm.startswith("catastrophic overfitting in epoch") for alarm in told):
+        result = train(plan, RunDir(tmp_path / "run"), on_event=listen, stop_after=1)
+        assert result.status == "stopped", "no alarm in 26 epochs"
+    assert json.loads((tmp_path / "run/last/config.json").read_text())["training"]["alarms"] == told
 
 
 @pytest.mark.parametrize("stated", [None, "text", 7, [1, None], {"a": 1}])
