@@ -94,6 +94,16 @@ class Catalog:
             summaries[name] = (ast.get_docstring(node) or "").split("\n")[0]
         return dict(sorted(summaries.items()))
 
+    def unconfirmed(self, name: str) -> str:
+        """Return the docstring's paragraphs that say "NOT confirmed", as one line; imports nothing.
+
+        Empty where there is none, and for entry points, whose files cannot be found without importing.
+        """
+        if name not in self._files:
+            return ""
+        paragraphs = (ast.get_docstring(self._files[name][1]) or "").split("\n\n")
+        return " ".join(" ".join(text.split()) for text in paragraphs if "NOT confirmed" in text)
+
     def get(self, name: str) -> type[Any]:
         """Import and return the plug-in class; raise `UsageError` with the nearest name if there is none."""
         if name in self._files:

@@ -34,8 +34,10 @@ class MMA:
     ``d_max`` and ``d_min`` are in units of eps: the official 32/255 and 0.005 at 8/255. c, steps and halvings are
     official. The state ``eps`` holds each sample's last distance, found on another crop where training augments.
     Unlike the official code, the search also runs on samples that are wrong at x, and no statistics of BatchNorm move
-    during it unless adversary.bn_mode is "train". NOT confirmed: the radius of the first epoch, the distance kept for
-    samples that are wrong, and which end of the last bracket is d (here the far one).
+    during it unless adversary.bn_mode is "train".
+
+    NOT confirmed: the radius of the first epoch, the distance kept for samples that are wrong, and which end of the
+    last bracket is d (here the far one).
     """
 
     d_max: float = 4.0

@@ -20,9 +20,10 @@ class WCE:
 
         loss = ( sum_S CE(z(x'), y) + lam * sum_L CE(z(x'), y) ) / |B|
 
-    Set and weight are constants, and weights are not normalised. lam = 1 is `at`. The paper compares OVR with
-    weighted cross-entropy; that it is compared on this selection, and the defaults (m as in `sovr`, lam = 2), are
-    our choice.
+    Set and weight are constants, and weights are not normalised. lam = 1 is `at`.
+
+    NOT confirmed: the paper compares OVR with weighted cross-entropy; that it is compared on this selection, and the
+    defaults (m as in `sovr`, lam = 2), are our choice.
     """
 
     m: float = 40.0

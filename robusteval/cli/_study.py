@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ study_options = _stack(
     click.option("--seeds", type=int, metavar="N", help="Train with the seeds 0 to N - 1."),
     click.option("--jobs", type=click.IntRange(min=1), help="Runs at once.  [default: one per CPU core or GPU]"),
     click.option("--device", help="cpu, cuda, cuda:1 or auto.  [default: auto]"),
-    click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the study."),
+    click.option("--out", type=click.Path(path_type=Path), help="Folder of the study.  [default: one under runs/]"),
     click.option("--dry-run", is_flag=True, help="Print the runs and what they cost; train nothing."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON record on stdout."),
     config_options,
@@ -44,6 +44,13 @@ study_options = _stack(
 def dotted(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags under the names of their settings."""
     return {DOTTED.get(key, key): value for key, value in flags.items()}
+
+
+def folder(out: Path | None, identity: Mapping[str, Any]) -> Path:
+    """Return ``out``, or a folder that settings which runs must share always give, so that more can be added."""
+    from robusteval.runs import digest
+
+    return out or Path("runs") / f"{identity['command']}-{digest(identity)[:8]}"
 
 
 def command_line() -> str:

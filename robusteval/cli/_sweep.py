@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from robusteval.cli import _console
-from robusteval.cli._study import command_line, dotted, fail, study_options, watching
+from robusteval.cli._study import command_line, dotted, fail, folder, study_options, watching
 from robusteval.errors import UsageError
 
 
@@ -27,7 +27,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 def command(
     config: Path | None,
     assignments: tuple[str, ...],
-    out: Path,
+    out: Path | None,
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
@@ -45,6 +45,7 @@ def command(
         from robusteval.settings import resolve
 
         settings = resolve(SweepConfig, config, assignments, dotted(flags))
+        out = folder(out, settings.identity())
         cells = settings.cells(out)
         plan = next(iter(check(cells).values()))
     facts = {
@@ -60,7 +61,8 @@ def command(
         "train": settings.identity()["train"],
     }
     if dry_run:
-        click.echo(json.dumps({"runs": [cell.name for cell in cells], "facts": facts}, indent=None if as_json else 2))
+        planned = {"out": str(out), "runs": [cell.name for cell in cells], "facts": facts}
+        click.echo(json.dumps(planned, indent=None if as_json else 2))
         return
     left = [cell for cell in cells if not is_done(cell)]
     jobs = jobs or default_jobs(settings.train.device)

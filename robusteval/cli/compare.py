@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robusteval.cli import _console
-from robusteval.cli._study import command_line, dotted, fail, study_options, watching
+from robusteval.cli._study import command_line, dotted, fail, folder, study_options, watching
 from robusteval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def command(
     objectives: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
-    out: Path,
+    out: Path | None,
     jobs: int | None,
     dry_run: bool,
     as_json: bool,
@@ -47,9 +47,12 @@ def command(
         from robusteval.comparison.work import is_done
 
         settings = _settings(preset, config, assignments, objectives, flags)
+        out = folder(out, settings.identity())
         frame, cells = run.prepare(settings, out, command_line())
+    if settings.reference not in [row.label for row in settings.objectives]:
+        _console.warn(f"no run of the reference '{settings.reference}': the table will have no differences.")
     if dry_run:
-        _print_plan(frame, as_json)
+        _print_plan(frame, out, as_json)
         return
     left = [cell for cell in cells if not is_done(settings, cell)]
     jobs = jobs or default_jobs(settings.train.device)
@@ -78,16 +81,18 @@ def _settings(
     return settings.pick(labels) if labels else settings
 
 
-def _print_plan(frame: Frame, as_json: bool) -> None:
+def _print_plan(frame: Frame, out: Path, as_json: bool) -> None:
     steps, seeds = frame.facts["steps"], frame.config.seeds
     rows = {label: {"forward": cost.forward, "backward": cost.backward} for label, cost in frame.passes.items()}
     total = steps * seeds * sum(cost["forward"] + cost["backward"] for cost in rows.values())
     if as_json:
-        click.echo(json.dumps({"facts": frame.facts, "passes_per_step": rows, "training_passes": total}))
+        planned = {"out": str(out), "facts": frame.facts, "passes_per_step": rows, "training_passes": total}
+        click.echo(json.dumps(planned))
         return
     for label, cost in rows.items():
         click.echo(f"{label}: {seeds} runs, {cost['forward']} forward + {cost['backward']} backward passes per step")
     click.echo(f"{len(rows) * seeds} runs of {steps} steps: {total} passes of a batch to train them")
+    click.echo(f"folder: {out}")
 
 
 def _show(table: Table, out: Path, as_json: bool) -> None:

@@ -10,10 +10,11 @@ from robusteval.comparison.table import Row, Table
 from robusteval.training.plan import Plan
 
 WHAT_P_MEANS = (
-    "p is from a sign-flip permutation test (9999 draws, or exact) over test samples, on each sample's difference "
-    "averaged over the seeds; p (Holm) is adjusted for the number of objectives. Samples are the units and the "
-    "trained models are taken as given, so p says nothing about training again with other seeds: that is what the "
-    "differences by seed are for, and their paired t test, which has little power with few seeds. "
+    "p is two-sided and exact, from the sign-flip permutation test over test samples on each sample's difference "
+    "summed over the seeds (the chances of all sums are computed, none is drawn); p (Holm) is adjusted for the number "
+    "of objectives. Samples are the units and the trained models are taken as given, so p says nothing about training "
+    "again with other seeds: that is what the differences by seed are for, and their paired t test, which has little "
+    "power with few seeds. "
     "A claim that one objective is better needs both: a small p (Holm) and a difference of the same sign in every "
     "seed, large against its spread."
 )
@@ -63,11 +64,19 @@ def caption(table: Table) -> Iterator[str]:
         + "Margin: true logit minus the largest other, under PGD-"
         f"{config.margin_steps} on the same test samples; scaled: divided by the standard deviation of the sample's "
         "logits, as objectives change the scale of logits. Passes: forward + backward passes of the network per "
-        "training step, counted."
+        "training step, counted. Training seconds: mean wall time of a run's epochs with their validation, with "
+        f"{_at_once(table)} at once; not comparable across --jobs or machines."
     )
     yield f"Differences from `{config.reference}` in percentage points, after {table.shared[-1]}. {WHAT_P_MEANS}"
-    yield from (f"{key}: {'; '.join(known.get(key, ())) or 'unknown'}." for key in ("versions", "devices"))
+    for work in ("trained", "evaluated"):
+        made = ("; ".join(known[f"{work}_{key}"]) or "nothing yet" for key in ("with", "on"))
+        yield f"{work.capitalize()} with {', on '.join(made)}."
     yield f"Command: `{known['command']}`"
+
+
+def _at_once(table: Table) -> str:
+    counts = " or ".join(map(str, table.jobs)) or "an unknown number of"
+    return f"{counts} run{'' if table.jobs == (1,) else 's'}"
 
 
 def _full(table: Table) -> str:

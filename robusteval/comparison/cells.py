@@ -11,13 +11,14 @@ from pathlib import Path
 
 import torch
 
-from robusteval.errors import RobustevalError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.processes import worker_pool
 from robusteval.provenance import cpu_count, pick_device
 from robusteval.runs import CONFIG, LAUNCH, RunDir, read_json, write_json
 from robusteval.settings import PluginSpec
 from robusteval.training.config import ObjectiveSpec, TrainConfig
 from robusteval.training.loop import HISTORY, TrainResult, train
+from robusteval.training.parallel import launched_team
 from robusteval.training.plan import Plan, prepare
 
 POLL_SECONDS = 2.0
@@ -75,6 +76,8 @@ def default_jobs(device: str) -> int:
 
 def check(cells: Sequence[Cell]) -> dict[str, Plan]:
     """Return label -> plan of its first cell; raise `UsageError` if a setting is wrong or not the folder's."""
+    if (processes := launched_team().size) > 1:
+        raise UsageError(f"torchrun started {processes} processes that would all do the same runs; use --jobs instead.")
     plans: dict[str, Plan] = {}
     for cell in cells:
         if cell.label not in plans:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,8 +14,6 @@ from robusteval.settings import PluginSpec, Settings
 from robusteval.training.config import TrainConfig
 
 FOLDER = Path(__file__).parent
-NOTES: dict[str, str] = tomllib.loads((FOLDER / "notes.toml").read_text(encoding="utf-8"))
-"""Objective -> what a reader of its figures must know."""
 
 _OWN = {"train": {"objective", "seed"}, "evaluate": {"model", "architecture", "dataset", "data_dir", "norm", "eps"}}
 _OWN["evaluate"] |= {"download", "suite", "workers", "device"}
@@ -75,6 +72,8 @@ class CompareConfig(Settings):
         for label in self.params:
             if label not in labels:
                 raise ValueError(f"there is no objective '{label}'.{nearest(label, labels)}")
+        if "reference" in self.model_fields_set and self.reference not in labels:
+            raise ValueError(f"reference '{self.reference}' is no objective's label.{nearest(self.reference, labels)}")
         for part, own in _OWN.items():
             for key in sorted(getattr(self, part).model_fields_set & own):
                 raise ValueError(f"{part}.{key} is decided by the comparison and cannot be set")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robusteval.analysis import figures
 from robusteval.comparison.markdown import stage_titles
 from robusteval.comparison.table import Row, Table
-from robusteval.runs import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*X"
 
@@ -22,19 +20,19 @@ def draw(table: Table, folder: Path) -> None:
     rows = [row for row in table.rows if row.results]
     if not rows:
         return
-    figure = new_figure(13, 1.6 + 0.42 * len(rows))
-    accuracy, difference, margin = figure.subplots(1, 3, sharey=True, width_ratios=(2, 1.2, 1))
+    known, size = table.facts, (13 / 3, 1.2 + 0.42 * len(rows))
+    title = (
+        f"{known['dataset']}, {known['norm']} eps {known['eps']}, {known['model']['name']}, {known['epochs']} epochs"
+    )
+    figure, panels = figures.grid(1, 3, title, size, sharey=True, width_ratios=(2, 1.2, 1))
+    accuracy, difference, margin = panels[0]
     _accuracies(accuracy, rows, table)
     _differences(difference, rows, table)
     _margins(margin, rows, table)
     accuracy.set_yticks(range(len(rows)), [row.label for row in rows])
     accuracy.invert_yaxis()
-    known = table.facts
-    figure.suptitle(
-        f"{known['dataset']}, {known['norm']} eps {known['eps']}, {known['model']['name']}, {known['epochs']} epochs",
-        fontsize="medium",
-    )
-    save(figure, folder / "table")
+    figures.legend(figure, accuracy)
+    figures.save(figure, folder, "table")
 
 
 def _accuracies(axes: Axes, rows: list[Row], table: Table) -> None:
@@ -46,12 +44,11 @@ def _accuracies(axes: Axes, rows: list[Row], table: Table) -> None:
         reach = [[100 * (v.mean - v.min) for _, v in found], [100 * (v.max - v.mean) for _, v in found]]
         heights = [height + 0.6 * (turn / (len(names) - 1) - 0.5) for height, _ in found]
         marker = MARKERS[turn % len(MARKERS)]
-        label = f"after {title}" if column in table.full else title
+        label = figures.plain(f"after {title}" if column in table.full else title)
         axes.errorbar(means, heights, xerr=reach, fmt=marker, markersize=4, capsize=2, linewidth=1, label=label)
     axes.set_xlabel("accuracy, %")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.3 * 5 / (len(rows) + 4)), ncols=3)
 
 
 def _differences(axes: Axes, rows: list[Row], table: Table) -> None:
@@ -62,9 +59,8 @@ def _differences(axes: Axes, rows: list[Row], table: Table) -> None:
             point = 100 * row.robust.difference
             axes.errorbar([point], [height], xerr=[[low], [high]], fmt="o", color="C0", capsize=3, markersize=5)
             axes.plot([100 * v for v in row.robust.by_seed], [height + 0.18] * len(row.robust.by_seed), "k|", ms=5)
-    axes.set_xlabel(
-        f"difference from {table.config.reference} after {table.shared[-1]}, points\n(95 % interval; ticks: seeds)"
-    )
+    what = figures.plain(f"difference from {table.config.reference} after {table.shared[-1]}, points")
+    axes.set_xlabel(f"{what}\n(95 % interval; ticks: seeds)")
     axes.grid(axis="x", alpha=0.3)
 
 
@@ -76,24 +72,3 @@ def _margins(axes: Axes, rows: list[Row], table: Table) -> None:
     axes.set_xlabel(f"logit margin under PGD-{table.config.margin_steps}\n/ std of the logits")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize="x-small")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that needs no display; sizes in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def save(figure: Figure, stem: Path) -> None:
-    """Write ``stem``.png and ``stem``.svg atomically; no date and no random names, so that versions compare well."""
-    import matplotlib as mpl
-
-    for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-        buffer = io.BytesIO()
-        with mpl.rc_context({"svg.hashsalt": "robusteval"}):
-            figure.savefig(buffer, format=suffix, dpi=130, metadata=metadata)
-        write_atomic(stem.with_suffix(f".{suffix}"), buffer.getvalue())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robusteval.comparison.figure import new_figure, save
+from robusteval.analysis import figures
 from robusteval.comparison.sweep import FIGURES, Point, best_point, record
 from robusteval.comparison.write import write_csv
 from robusteval.runs import write_json
@@ -33,25 +33,24 @@ def write_sweep(points: Sequence[Point], facts: dict[str, Any], out: Path) -> No
     )
     write_json(out / f"{STEM}.json", {"kind": "robusteval-sweep", "facts": facts, "points": records})
     if any(point.m for point in points):
-        draw(points, facts, out / STEM)
+        draw(points, facts, out)
 
 
-def draw(points: Sequence[Point], facts: dict[str, Any], stem: Path) -> None:
+def draw(points: Sequence[Point], facts: dict[str, Any], folder: Path) -> None:
     """Draw one map per accuracy over (M, lambda), the best cell framed, and what M = 0 has in the title."""
-    figure = new_figure(13, 4.2)
+    title = (
+        f"validation accuracy, %: {facts['dataset']}, {facts['norm']} eps {facts['eps']}, {facts['epochs']} epochs, "
+        f"{facts['validation_samples']} samples, {facts['seeds']} seed(s)"
+    )
+    figure, panels = figures.grid(1, 3, title, (13 / 3, 3.3))
     best = best_point(points)
     reference = next((point for point in points if not point.m), None)
-    titles = ("clean", f"PGD-{facts['steps']} on CE", f"stronger of PGD-{facts['steps']} on CE and on the margin")
-    for axes, name, title in zip(figure.subplots(1, 3), FIGURES, titles, strict=True):
-        at = f"M = 0 (AT): {100 * reference.values[name].mean:.1f}" if reference else "M = 0 (AT): not done"
-        axes.set_title(f"{title}\n{at}" + (", the best" if best is reference else ""), fontsize="medium")
-        _map(axes, [point for point in points if point.m], name, best)
-    figure.suptitle(
-        f"validation accuracy, %: {facts['dataset']}, {facts['norm']} eps {facts['eps']}, {facts['epochs']} epochs, "
-        f"{facts['validation_samples']} samples, {facts['seeds']} seed(s)",
-        fontsize="medium",
-    )
-    save(figure, stem)
+    names = ("clean", f"PGD-{facts['steps']} on CE", f"stronger of PGD-{facts['steps']} on CE and on the margin")
+    for axes, key, name in zip(panels[0], FIGURES, names, strict=True):
+        at = f"M = 0 (AT): {100 * reference.values[key].mean:.1f}" if reference else "M = 0 (AT): not done"
+        axes.set_title(f"{name}\n{at}" + (", the best" if best is reference else ""), fontsize="medium")
+        _map(axes, [point for point in points if point.m], key, best)
+    figures.save(figure, folder, STEM)
 
 
 def _map(axes: Axes, points: Sequence[Point], name: str, best: Point) -> None:

@@ -53,7 +53,8 @@ def _others(table: Table) -> str:
 
 def _other(row: Row) -> tuple[str, ...]:
     margins = ("margin_mean", "margin_median", "scaled_margin_mean", "scaled_margin_median")
-    seconds = [result.seconds["training"] for result in row.results]
+    timed = [result.seconds["training"] for result in row.results]
+    seconds = [value for value in timed if value is not None]
     return (
         row.label,
         *(_number(row.spreads.get(name)) for name in margins),

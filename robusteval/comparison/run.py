@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from robusteval.comparison.caption import facts
 from robusteval.comparison.cells import Cell, check, make_cells, run_cells
 from robusteval.comparison.config import CompareConfig
 from robusteval.comparison.figure import draw
 from robusteval.comparison.markdown import render
-from robusteval.comparison.results import Result, read_result
+from robusteval.comparison.results import Result, read_events, read_result
 from robusteval.comparison.table import Frame, Table, build
-from robusteval.comparison.work import check_suites, is_done, work
+from robusteval.comparison.work import check_suites, is_done, rehearse, work
 from robusteval.comparison.write import write_data
-from robusteval.runs import RunDir, write_atomic
+from robusteval.evaluation.suite import Suite
+from robusteval.runs import CONFIG, EVENTS, RunDir, write_atomic
 from robusteval.training.cost import passes_per_step
+from robusteval.training.plan import Plan
 
 MARKDOWN = "table.md"
 
@@ -25,33 +29,49 @@ Told = Callable[[Cell | None, str | None], None]
 
 
 def prepare(config: CompareConfig, out: Path, command: str) -> tuple[Frame, list[Cell]]:
-    """Check every setting before any work; raise `UsageError` for a wrong one or one that is not the folder's."""
+    """Check every setting before any work; raise `UsageError` for a wrong one or one that is not the folder's.
+
+    The test part of the dataset is opened once, so that what is missing there is said now.
+    """
     cells = make_cells([(row.label, row) for row in config.contenders], config.seeds, config.train, out)
     plans = check(cells)
     first = next(iter(plans.values()))
-    shared, full = check_suites(config, first.threat)
+    suites = check_suites(config, first.threat)
+    rehearse(config, cells[0], first)
+    identity = _identity(config, first, suites)
+    if (out / CONFIG).is_file():
+        RunDir(out).claim(identity)
     params = {label: plan.config.objective.params for label, plan in plans.items()}
     passes = {label: passes_per_step(plan) for label, plan in plans.items()}
     steps = first.steps_per_epoch * first.config.epochs
     known = {**facts(config, first, command), "steps": steps}
-    return Frame(config, known, shared, full, params, passes), cells
+    return Frame(config, identity, known, suites, params, passes), cells
+
+
+def _identity(config: CompareConfig, plan: Plan, suites: tuple[Suite, Suite]) -> dict[str, Any]:
+    """Return what all cells of a folder must share: settings, and hashes of the data and of what suite files say."""
+    hashes = {"data_sha256": plan.data_sha256, "suite_sha256": suites[0].sha256, "full_suite_sha256": suites[1].sha256}
+    return {**config.identity(), **hashes}
 
 
 def compare(frame: Frame, cells: Sequence[Cell], out: Path, jobs: int, told: Told) -> Table:
     """Do the cells that are not done yet and return the table, written to ``out`` after every one of them."""
-    config, run = frame.config, RunDir(out)
-    run.claim(config.identity())
+    config, run, shared = frame.config, RunDir(out), frame.stages[0]
+    run.claim(frame.identity)
     with run.locked():
-        results = [read_result(config, cell, frame.shared) for cell in cells if is_done(config, cell)]
+        results = [read_result(config, cell, shared) for cell in cells if is_done(config, cell)]
         failures: dict[tuple[str, int], str] = {}
         left = [cell for cell in cells if not is_done(config, cell)]
+        if left:
+            run.event("started", jobs=min(jobs, len(left)))
+        frame = replace(frame, jobs=_jobs(out))
         for news in run_cells(left, partial(work, config), jobs):
             if news is None:
                 told(None, None)
                 continue
             cell, problem = news
             if problem is None:
-                results.append(read_result(config, cell, frame.shared))
+                results.append(read_result(config, cell, shared))
             else:
                 failures[cell.label, cell.seed] = problem
             run.event("cell", name=cell.name, problem=problem)
@@ -60,6 +80,11 @@ def compare(frame: Frame, cells: Sequence[Cell], out: Path, jobs: int, told: Tol
         table = _write(frame, cells, results, failures, out)
         draw(table, out)
     return table
+
+
+def _jobs(out: Path) -> tuple[int, ...]:
+    """Return how many runs were done at once, in every call that had any to do."""
+    return tuple(sorted({event["jobs"] for event in read_events(out / EVENTS) if event.get("event") == "started"}))
 
 
 def _write(

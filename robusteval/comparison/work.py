@@ -10,8 +10,9 @@ from robusteval.comparison.config import CompareConfig
 from robusteval.errors import UsageError
 from robusteval.evaluation.plan import Plan, identity, prepare
 from robusteval.evaluation.run import evaluate
-from robusteval.evaluation.suite import load_suite
+from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.evaluation.validate import MANIFEST, seal
+from robusteval.models.base import LoadedModel
 from robusteval.models.io import load_folder, weights_digest
 from robusteval.render.curves import training_curves
 from robusteval.render.markdown import render
@@ -27,16 +28,26 @@ def suite_of(config: CompareConfig, cell: Cell) -> str:
     return config.full_suite if cell.seed < config.full_seeds else config.suite
 
 
-def check_suites(config: CompareConfig, threat: ThreatModel) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the stages of the shared and of the full suite; raise `UsageError` if one does not begin the other."""
-    shared = load_suite(config.suite, threat).specs
-    full = load_suite(config.full_suite, threat).specs if config.full_seeds else shared
-    if full[: len(shared)] != shared:
+def check_suites(config: CompareConfig, threat: ThreatModel) -> tuple[Suite, Suite]:
+    """Return the shared and the full suite; raise `UsageError` if they cannot be used together."""
+    shared, full = load_suite(config.suite, threat), load_suite(config.full_suite, threat)
+    if config.full_seeds and full.specs[: len(shared.specs)] != shared.specs:
         raise UsageError(
             f"full_suite '{config.full_suite}' does not begin with the stages of suite '{config.suite}', "
             "so their results could not be compared; set another one, or full_seeds=0."
         )
-    return tuple(stage.name for stage in shared), tuple(stage.name for stage in full)
+    if config.suite != config.full_suite and Path(config.suite).stem == Path(config.full_suite).stem:
+        raise UsageError(
+            f"suite '{config.suite}' and full_suite '{config.full_suite}' are both called "
+            f"'{Path(config.suite).stem}', which names a folder; rename one of the files."
+        )
+    return shared, full
+
+
+def rehearse(config: CompareConfig, cell: Cell, plan: TrainPlan) -> None:
+    """Prepare the evaluation of a cell with an untrained model; raise what would be raised once it is trained."""
+    blank = LoadedModel(plan.build_model(), name=cell.name, source="", architecture=plan.config.model.name)
+    _evaluation(config, cell, plan, blank)
 
 
 def margins_path(cell: Cell, checkpoint: str) -> Path:
@@ -64,12 +75,16 @@ def work(config: CompareConfig, cell: Cell) -> None:
 
 
 def _loaded(config: CompareConfig, cell: Cell, plan: TrainPlan, checkpoint: str) -> Plan:
-    """Return the evaluation of a checkpoint on the data and threat model it was trained for."""
-    train, info = plan.config, plan.info
+    model = load_folder(cell.run / checkpoint, plan.info.shape, plan.info.num_classes)
+    model.module.eval()
+    return _evaluation(config, cell, plan, model)
+
+
+def _evaluation(config: CompareConfig, cell: Cell, plan: TrainPlan, model: LoadedModel) -> Plan:
+    """Return the evaluation of a model on the data and threat model that the cell is trained for."""
+    train = plan.config
     places = {"dataset": train.dataset, "data_dir": train.data_dir, "download": train.download, "device": train.device}
     same = {"norm": train.norm, "eps": train.eps, "suite": suite_of(config, cell), "workers": 1}
-    model = load_folder(cell.run / checkpoint, info.shape, info.num_classes)
-    model.module.eval()
     return prepare(config.evaluate.model_copy(update={**places, **same}), model)
 
 

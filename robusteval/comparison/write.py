@@ -50,7 +50,7 @@ def objective_record(row: Row) -> dict[str, Any]:
         "label": row.label,
         "objective": row.objective,
         "params": row.params,
-        "note": row.note,
+        "note": row.note or None,
         "runs": len(row.results),
         "failed": {str(seed): text for seed, text in row.failures.items()},
         "forward_per_step": row.passes.forward,
