@@ -14,7 +14,9 @@ from robusteval.models.io import ARCHITECTURES
 from robusteval.settings import resolve
 from robusteval.threat import ThreatModel
 from robusteval.training.config import TrainConfig
+from robusteval.training.cost import passes_per_step
 from robusteval.training.objective import OBJECTIVES
+from robusteval.training.plan import prepare
 from robusteval.training.recipes import describe_recipes, load_recipe, recipe_files
 from robusteval.training.schedule import midpoint
 
@@ -95,15 +97,21 @@ def test_the_official_numbers_that_set_methods_apart() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_dry_run_on_digits(name: str, cli: Cli) -> None:
+def test_every_recipe_takes_a_step_on_other_data(name: str) -> None:
+    over = {"dataset": "digits", "model.name": "small_cnn", "device": "cpu"}
+    plan = prepare(resolved(name, "validation.size=100", **over))
+    assert plan.config.epochs == resolved(name).epochs
+    assert passes_per_step(plan).backward >= 2
+
+
+def test_a_dry_run_on_other_data(cli: Cli) -> None:
     over = ("--dataset", "digits", "--model", "small_cnn", "--set", "validation.size=100", "--json")
-    done = cli("train", "--recipe", name, *over, "--dry-run")
+    done = cli("train", "--recipe", "gairat-zhang2021", *over, "--dry-run")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
-    assert record["settings"]["dataset"] == "digits"
-    assert record["settings"]["epochs"] == resolved(name).epochs
-    assert record["cost"]["backward"] >= 1
-    assert load_recipe(name).notes.splitlines()[0] in done.stderr
+    assert (record["settings"]["dataset"], record["settings"]["epochs"]) == ("digits", 120)
+    assert record["cost"]["backward"] == 11
+    assert load_recipe("gairat-zhang2021").notes.splitlines()[0] in done.stderr
 
 
 def test_recipe_is_weaker_than_config_set_and_flags(cli: Cli, tmp_path: Path) -> None:
