@@ -23,11 +23,12 @@ from PIL import Image
 from robusteval.cli import group
 from robusteval.cli._study import folder as default_folder
 from robusteval.comparison import run
-from robusteval.comparison.cells import Cell
+from robusteval.comparison.cells import Cell, make_cells
 from robusteval.comparison.config import CompareConfig, Contender, presets, source
 from robusteval.comparison.figure import draw
 from robusteval.comparison.heatmap import write_sweep
 from robusteval.comparison.results import Result, _after_stages, read_result
+from robusteval.comparison.run import finished_elsewhere
 from robusteval.comparison.statistics import holm, paired, sign_flip, spread
 from robusteval.comparison.sweep import FIGURES, Point, SweepConfig
 from robusteval.comparison.table import Frame, Row, Table, build
@@ -42,8 +43,9 @@ from robusteval.models.base import Classifier
 from robusteval.models.io import load_folder
 from robusteval.report import Report
 from robusteval.runs import RunDir
-from robusteval.settings import resolve
+from robusteval.settings import PluginSpec, resolve
 from robusteval.threat import ThreatModel
+from robusteval.training.config import TrainConfig
 from robusteval.training.cost import Passes
 from robusteval.training.objective import OBJECTIVES
 
@@ -502,3 +504,12 @@ def test_parameters_of_a_presets_row_can_be_set_alone():
     assert (params["sovr"], params["mail"], params["at"]) == ({"m": 60}, {"form": "mart"}, {})
     with pytest.raises(UsageError, match=r"there is no objective 'sovrr'\. Did you mean 'sovr'"):
         resolve(CompareConfig, source("sovr-paper", None), ("params.sovrr.m=60",), {})
+
+
+def test_finished_runs_that_the_table_will_not_show_are_named(tmp_path: Path):
+    for name in ("at-s0", "at-s1", "sovr-s0"):
+        (tmp_path / name / "evaluate-apgd").mkdir(parents=True)
+        (tmp_path / name / "evaluate-apgd" / "manifest.json").touch()
+    (tmp_path / "trades-s0" / "evaluate-apgd").mkdir(parents=True)  # under way
+    cells = make_cells([("at", PluginSpec(name="at"))], 1, TrainConfig(), tmp_path)
+    assert finished_elsewhere(cells, tmp_path) == ["at-s1", "sovr-s0"]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import shared
@@ -252,14 +253,22 @@ def test_a_training_limit_keeps_the_validation_samples_and_the_proportions():
 
 
 def test_extra_data_is_mixed_into_every_batch_and_stated(tmp_path: Path):
-    plan = plan_of("extra.dataset=digits", "extra.fraction=0.25", "epochs=1", "train_limit=600")
-    assert plan.extra == 1437
+    images = np.random.default_rng(0).integers(0, 256, (300, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "more.npz", image=images, label=np.arange(300) % 10)
+    extra = f"extra.dataset=npz:{tmp_path / 'more.npz'}"
+    plan = plan_of(extra, "extra.fraction=0.25", "epochs=1", "train_limit=600")
+    assert plan.extra == 300
     assert plan.steps_per_epoch == 3
     for rows in batches(plan, 0):
         assert int((rows >= 600).sum()) == 64
     result = train(plan, RunDir(tmp_path / "run"))
     assert json.loads((result.path / "best/config.json").read_text())["training"]["extra_data"] is True
     assert plan.identity["data_sha256"] != plan_of("train_limit=600").identity["data_sha256"]
+
+
+def test_extra_data_may_not_hold_the_validation_samples():
+    with pytest.raises(UsageError, match=r"extra data 'Digits' holds 143 images that are held out for validation"):
+        plan_of("extra.dataset=digits")
 
 
 # Precision and layout
@@ -371,6 +380,7 @@ def test_adversarial_training_that_collapses_raises_the_alarm(tmp_path: Path):
     told = [line["alarm"] for line in logged if line["event"] == "alarm"]
     assert told
     assert told[0].startswith("robust accuracy collapsed in epoch")
+    assert json.loads((tmp_path / "run/best/config.json").read_text())["training"]["alarms"] == told
 
 
 def test_single_step_training_that_overfits_catastrophically_raises_the_alarm(tmp_path: Path):

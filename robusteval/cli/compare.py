@@ -54,6 +54,9 @@ def command(
     if dry_run:
         _print_plan(frame, out, as_json)
         return
+    left_out = run.finished_elsewhere(cells, out)
+    if left_out:
+        _console.warn(f"the table will not show what this command does not name: {', '.join(left_out)}.")
     left = [cell for cell in cells if not is_done(settings, cell)]
     jobs = jobs or default_jobs(settings.train.device)
     _console.say(f"{len(cells)} runs, {len(left)} left to do, {min(jobs, max(1, len(left)))} at once -> {out}")

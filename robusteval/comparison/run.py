@@ -18,6 +18,7 @@ from robusteval.comparison.table import Frame, Table, build
 from robusteval.comparison.work import check_suites, is_done, rehearse, work
 from robusteval.comparison.write import write_data
 from robusteval.evaluation.suite import Suite
+from robusteval.evaluation.validate import MANIFEST
 from robusteval.runs import CONFIG, EVENTS, RunDir, write_atomic
 from robusteval.training.cost import passes_per_step
 from robusteval.training.plan import Plan
@@ -46,6 +47,12 @@ def prepare(config: CompareConfig, out: Path, command: str) -> tuple[Frame, list
     steps = first.steps_per_epoch * first.config.epochs
     known = {**facts(config, first, command), "steps": steps}
     return Frame(config, identity, known, suites, params, passes), cells
+
+
+def finished_elsewhere(cells: Sequence[Cell], out: Path) -> list[str]:
+    """Return the names of runs that are evaluated in ``out`` but are none of ``cells``."""
+    finished = {manifest.parent.parent.name for manifest in out.glob(f"*/evaluate-*/{MANIFEST}")}
+    return sorted(finished - {cell.name for cell in cells})
 
 
 def _identity(config: CompareConfig, plan: Plan, suites: tuple[Suite, Suite]) -> dict[str, Any]:

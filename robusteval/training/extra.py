@@ -13,6 +13,8 @@ from robusteval.datasets.base import DataInfo, Pixels, Split, interleave
 from robusteval.errors import UsageError, nearest
 from robusteval.rng import generator
 
+CHUNK = 1024
+
 
 @dataclass(frozen=True)
 class JoinedPixels:
@@ -80,6 +82,21 @@ def _translated(info: DataInfo, extra: Split) -> Tensor:
                 f"extra data '{extra.info.title}' has class '{name}', which {info.title} has not.{nearest(name, names)}"
             )
     return torch.tensor([names.index(name) for name in extra.info.classes])[extra.labels]
+
+
+def refuse_overlap(extra: Split, held_out: Split) -> None:
+    """Raise `UsageError` if ``extra`` holds images of ``held_out``, pixel for pixel: they select the best epoch."""
+    kept = {image.numpy().tobytes() for image in held_out.images(slice(None))}
+    found = sum(
+        image.numpy().tobytes() in kept
+        for rows in torch.split(torch.arange(len(extra)), CHUNK)
+        for image in extra.images(rows)
+    )
+    if found:
+        raise UsageError(
+            f"extra data '{extra.info.title}' holds {found} images that are held out for validation; "
+            "take them out, or train without extra data."
+        )
 
 
 def extra_rows(batch_size: int, fraction: float) -> int:

@@ -83,6 +83,7 @@ def train(
             if plan.team.leads:
                 save(state, run.path)
                 _publish(plan, run, state)
+            _check_collapse(plan, run, state, on_event)  # only now, so that the cards hold its alarm
             start = time.monotonic()
         plan.team.wait()
     finished = state.epoch == plan.config.epochs
@@ -141,7 +142,6 @@ def _one_epoch(plan: Plan, run: RunDir, state: TrainState, validate: Validate, o
         row = {"epoch": state.epoch + 1, **row, **{f"val_{name}": score for name, score in asdict(scores).items()}}
         for sentence in alarms([*state.history, row])[len(alarms(state.history)) :]:
             _record(plan, run, on_event, "alarm", {"epoch": row["epoch"], "alarm": sentence})
-        _check_collapse(plan, row)
     except RobustevalError as error:
         _record(plan, run, on_event, "failed", {"epoch": state.epoch + 1, "error": str(error)})
         saved = f"epoch {state.epoch} in '{run.path / CHECKPOINT}'" if state.epoch else "none"
@@ -149,16 +149,19 @@ def _one_epoch(plan: Plan, run: RunDir, state: TrainState, validate: Validate, o
     return row
 
 
-def _check_collapse(plan: Plan, row: Row) -> None:
+def _check_collapse(plan: Plan, run: RunDir, state: TrainState, on_event: OnEvent) -> None:
     """Raise when, a third of the way in or later, neither accuracy beats always answering the same class."""
+    row = state.history[-1]
     constant_train, constant_val = (_majority(split.labels) for split in (plan.train, plan.validation))
     late = row["epoch"] >= max(PATIENCE * plan.config.epochs, PATIENCE_EPOCHS)
     if late and row["train_accuracy"] <= constant_train and row["val_clean"] <= constant_val:
-        raise RobustevalError(
+        problem = (
             f"training collapsed: after epoch {row['epoch']:.0f} of {plan.config.epochs} the clean validation accuracy "
             f"{row['val_clean']:.1%} is that of a constant answer; {plan.threat} may be too strong for this model, "
             f"or optimizer.lr {plan.config.optimizer.lr:g} too high"
         )
+        _record(plan, run, on_event, "failed", {"epoch": row["epoch"], "error": problem})
+        raise RobustevalError(f"{problem}. Best model: epoch {state.best['epoch']:.0f} in '{run.path / 'best'}'.")
 
 
 def _majority(labels: Tensor) -> float:

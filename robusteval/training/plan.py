@@ -19,7 +19,7 @@ from robusteval.rng import derive_seed
 from robusteval.runs import digest
 from robusteval.threat import Norm, ThreatModel
 from robusteval.training.config import TrainConfig
-from robusteval.training.extra import extra_rows, join
+from robusteval.training.extra import extra_rows, join, refuse_overlap
 from robusteval.training.network import prepared
 from robusteval.training.objective import OBJECTIVES, Objective
 from robusteval.training.parallel import ALONE, Team, launched_team, own_device
@@ -115,6 +115,7 @@ def prepare(config: TrainConfig) -> Plan:
     if config.extra.dataset:
         extra_rows(config.batch_size, config.extra.fraction)
         more = open_dataset(config.extra.dataset, config.extra.data_dir).load("train")
+        refuse_overlap(more, validation)
         train, extra = join(train, more, len(whole)), len(more)
         sha256 = digest([sha256, more.content_hash])
     resolved = config.model_copy(
