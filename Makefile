@@ -25,9 +25,9 @@ $(DEV_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-# Each test process runs torch on one thread, so there is one process per core.
+# Each test process runs torch on one thread, so there is one process per core; one that is done takes from the other.
 test: $(DEV_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .
