@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -83,12 +84,26 @@ def model_folder(digits_net: Classifier, digits: Split, tmp_path_factory: pytest
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-def command(*arguments: str | Path) -> list[str]:
+def command(*arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    """Start the real command line in a process of its own, to be killed or interrupted."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts background jobs deaf to Ctrl-C, and tests started that way would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 @pytest.fixture(scope="session")

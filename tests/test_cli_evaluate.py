@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, command, environment, one_sentence
+from conftest import Cli, launch, one_sentence
 
 QUICK = ("--suite", "quick", "--limit", "40", "--workers", "1")
 
@@ -200,11 +200,7 @@ params = { steps = 150, restarts = 2 }
 """
 
 
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(arguments, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     while not condition() and process.poll() is None:
         time.sleep(0.02)
 
@@ -219,7 +215,7 @@ def test_kill_at_three_moments_then_the_same_command(
     assert cli(*arguments, "--out", "whole").returncode == 0
     chunks = tmp_path / "run" / "chunks"
     for done in (0, 2, 4):
-        process = start(command(*arguments, "--out", "run"), tmp_path)
+        process = launch(tmp_path, *arguments, "--out", "run")
         wait_for(lambda at=done: (tmp_path / "run" / "config.json").exists() and count(chunks) >= at, process)
         time.sleep(random.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
@@ -239,13 +235,13 @@ def count(folder: Path) -> int:
 def test_ctrl_c_is_130_says_so_and_resumes(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "slow.toml").write_text(SLOW_SUITE)
     arguments = ("evaluate", "--model", str(model_folder), *SLOW, "--workers", "2", "--out", "run")
-    process = start(command(*arguments), tmp_path)
+    process = launch(tmp_path, *arguments)
     wait_for(lambda: count(tmp_path / "run" / "chunks") >= 1, process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert b"resumes" in error
-    assert b"Traceback" not in error
+    assert "resumes" in error
+    assert "Traceback" not in error
     assert cli(*arguments).returncode == 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -52,14 +51,7 @@ def interrupt(
     run: Path, arguments: tuple[str, ...], sign: signal.Signals, epochs: int = 2
 ) -> subprocess.CompletedProcess[str]:
     """Start the command in its own process and send ``sign`` at a random moment soon after ``epochs`` are done."""
-    process = subprocess.Popen(
-        [sys.executable, str(CLI), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
+    process = conftest.launch(conftest.ROOT, *arguments)
     try:
         deadline = time.monotonic() + 120
         while epochs_in(run) < epochs:

@@ -8,7 +8,6 @@ import math
 import re
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from conftest import Cli, command, environment, one_sentence
+from conftest import Cli, launch, one_sentence
 from PIL import Image
 
 from robusteval.cli import group
@@ -85,23 +84,12 @@ def settings(folder: Path, mine: str = MINE) -> None:
         (folder / f"{name}.toml").write_text(text)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A comparison that nobody disturbed."""
     folder = tmp_path_factory.mktemp("study")
     settings(folder)
-    with start(folder, *STUDY, "--seeds", "2") as process:
+    with launch(folder, *STUDY, "--seeds", "2") as process:
         _, err = process.communicate()
     assert process.returncode == 0, err
     assert "at-s0: done" in err
@@ -170,7 +158,7 @@ def test_the_caption_says_how_the_numbers_came_about(study: Path):
 
 def test_a_kill_and_more_seeds_later_give_the_same_bytes(study: Path, tmp_path: Path):
     settings(tmp_path)
-    with start(tmp_path, *STUDY, "--seeds", "1") as process:
+    with launch(tmp_path, *STUDY, "--seeds", "1") as process:
         deadline = time.monotonic() + 120
         while not (tmp_path / "out/half-s0/train/checkpoint.pt").exists():
             assert process.poll() is None
@@ -179,7 +167,7 @@ def test_a_kill_and_more_seeds_later_give_the_same_bytes(study: Path, tmp_path: 
         process.send_signal(signal.SIGKILL)
     assert (tmp_path / "out/at-s0/evaluate-more/manifest.json").exists()
     assert not (tmp_path / "out/at-s1").exists()
-    with start(tmp_path, *STUDY, "--seeds", "2") as process:
+    with launch(tmp_path, *STUDY, "--seeds", "2") as process:
         _, err = process.communicate()
     assert process.returncode == 0, err
     assert "4 runs, 3 left to do" in err
