@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from robusteval.analysis import gradients
 from robusteval.analysis.margin_views import summary
 from robusteval.analysis.margins import TINY, Margins, margin, measure, scale_free
+from robusteval.analysis.subjects import Request, gather
 from robusteval.analysis.trajectory import ce_margin, ce_time, overtaking, ovr_margin, ovr_time
-from robusteval.datasets.base import DataInfo, Split, TensorPixels
+from robusteval.datasets.base import DataInfo, Split, TensorPixels, hold_out
 from robusteval.models.base import Classifier
 from robusteval.models.io import build_model, save_model
 from robusteval.settings import PluginSpec
@@ -271,6 +273,31 @@ def check_figures(folder: Path, figures: set[str], tables: set[str]) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def with_cut(net: Path, folder: Path, cut: object) -> str:
+    """Return a copy of the model whose card says how its run cut the training part."""
+    shutil.copytree(net, folder)
+    card = json.loads((folder / "config.json").read_text())
+    card["training"]["cut"] = cut
+    (folder / "config.json").write_text(json.dumps(card))
+    return str(folder)
+
+
+def test_only_what_was_trained_on_counts_as_training_data(net: Path, tmp_path: Path) -> None:
+    cut = {"held_out": 12, "seed": 3, "limit": 30}
+    one, same = with_cut(net, tmp_path / "one", cut), with_cut(net, tmp_path / "same", cut)
+    whole = gather(Request(models=(str(net),))).split("train")
+    rest, validation = hold_out(whole, 12, seed=3)
+    trained = gather(Request(models=(one, same))).split("train")
+    assert torch.equal(trained.ids, hold_out(rest, 30, seed=3)[1].ids)
+    assert len(trained) == 30
+    assert not set(trained.ids.tolist()) & set(validation.ids.tolist())
+    assert len(gather(Request(models=(one,))).split("test")) == 60
+    others = (cut | {"seed": 4}, cut | {"limit": -1}, cut | {"more": 1}, "all", None)
+    for number, other in enumerate(others):
+        different = with_cut(net, tmp_path / str(number), other)
+        assert len(gather(Request(models=(one, different))).split("train")) == len(whole) == 60
 
 
 def test_analyze_margins(cli: Cli, net: Path, tmp_path: Path) -> None:

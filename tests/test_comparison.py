@@ -382,7 +382,8 @@ def test_figures_take_equal_runs_and_any_title(tmp_path: Path):
     columns = ("clean", "pgd", "a$b", "c$", "scaled_margin_mean", "scaled_margin_median")
     difference = paired(np.ones((3, 9), dtype=bool), np.zeros((3, 9), dtype=bool))
     result = cast(Result, None)
-    row = Row("at", "at", {}, "", Passes(1, 1), (result,), {}, dict.fromkeys(columns, same), difference, difference)
+    values = dict.fromkeys(columns, same)
+    row = Row("at", "at", {}, "", Passes(1, 1), (result,), {}, values, values, difference, difference)
     facts = {"dataset": "my$^data$", "norm": "Linf", "eps": "0.1", "model": {"name": "small_cnn"}, "epochs": 1}
     config = CompareConfig(objectives=(Contender(name="at", label="at"),))
     draw(Table(config, facts, ("a$b",), ("a$b", "c$"), (1,), (row,)), tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robusteval.datasets.base import DataInfo, Dataset, Part, Split
+from pydantic import ValidationError
+
+from robusteval.datasets.base import Cut, DataInfo, Dataset, Part, Split
 from robusteval.datasets.open import open_dataset
 from robusteval.errors import UsageError
 from robusteval.evaluation.config import EvalConfig, check_seed
@@ -39,7 +41,10 @@ class Request(Settings):
 
 @dataclass(frozen=True)
 class Subjects:
-    """Models by label, in eval mode and on their device, with the data and the threat model they are for."""
+    """Models by label, in eval mode and on their device, with the data and the threat model they are for.
+
+    ``cut`` says which training samples they were trained on, None where they differ or do not say.
+    """
 
     models: dict[str, LoadedModel]
     dataset: str
@@ -47,10 +52,13 @@ class Subjects:
     info: DataInfo
     threat: ThreatModel
     request: Request
+    cut: Cut | None = None
 
     def split(self, part: Part) -> Split:
-        """Return ``part``, cut to the request's limit."""
+        """Return ``part``, of the training part only what the models were trained on, cut to the request's limit."""
         whole = self.data.load(part)
+        if part == "train" and self.cut:
+            whole, _ = self.cut(whole)
         return whole.take(slice(0, self.request.limit)) if self.request.limit else whole
 
     @property
@@ -71,6 +79,7 @@ class Subjects:
             "norm": self.threat.norm.value,
             "eps": self.threat.label,
             **self.request.model_dump(include={"limit", "steps", "seed"}),
+            "training_cut": self.cut.model_dump() if self.cut else None,
             "models": {
                 label: {"source": model.source, "weights_sha256": weights_digest(model.module)}
                 for label, model in self.models.items()
@@ -92,7 +101,18 @@ def gather(request: Request) -> Subjects:
     loaded = {model: load_model(model, None, info.shape, info.num_classes, device=device) for model in configs}
     for model in loaded.values():
         check_fit(model.module, info.shape, info.num_classes, f"model '{model.name}'")
-    return Subjects(_labelled(loaded, request.labels), str(chosen.dataset), data, info, threat, request)
+    named, dataset = _labelled(loaded, request.labels), str(chosen.dataset)
+    return Subjects(named, dataset, data, info, threat, request, _cut(loaded.values(), dataset))
+
+
+def _cut(models: Collection[LoadedModel], dataset: str) -> Cut | None:
+    """Return how all ``models`` say that they cut ``dataset``; anything else in a stranger's card is None."""
+    said = [model.training.get("cut") for model in models if model.training.get("dataset") == dataset]
+    try:
+        cuts = [Cut.model_validate(one) for one in said]
+    except ValidationError:
+        return None
+    return cuts[0] if len(cuts) == len(models) and len(set(cuts)) == 1 else None
 
 
 def _check(request: Request) -> None:

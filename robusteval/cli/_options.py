@@ -11,7 +11,7 @@ import click
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def stack(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for option in reversed(options):
             command = option(command)
@@ -20,20 +20,20 @@ def _stack(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
-config_options = _stack(
+config_options = stack(
     click.option("--config", type=click.Path(path_type=Path), help="TOML file with settings."),
     click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Set any setting, e.g. seed=1."),
 )
-data_options = _stack(
+data_options = stack(
     click.option("--dataset", help="Dataset name, or imagefolder:PATH.  [default: digits, or the model's own]"),
     click.option("--data-dir", help="Folder (or archive) where the dataset's files lie."),
     click.option("--download", is_flag=True, default=None, help="Fetch the dataset if it is not there."),
 )
-threat_options = _stack(
+threat_options = stack(
     click.option("--norm", help="Linf, L2 or L1.  [default: Linf, or the model's own]"),
     click.option("--eps", help="Budget, as in 8/255 or 0.5.  [default: the dataset's customary one]"),
 )
-run_options = _stack(
+run_options = stack(
     click.option("--seed", type=int, help="Seed of everything random.  [default: 0]"),
     click.option("--device", help="cpu, cuda, cuda:1 or auto.  [default: auto]"),
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: a new one under runs/]"),

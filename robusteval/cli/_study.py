@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.cli import _console
-from robusteval.cli._options import _stack, config_options, data_options, threat_options
+from robusteval.cli._options import config_options, data_options, stack, threat_options
 from robusteval.errors import RobustevalError
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ DOTTED = {"model": "train.model.name", "limit": "evaluate.limit"} | {
 }
 """Flags whose setting has another name."""
 
-study_options = _stack(
+study_options = stack(
     data_options,
+    click.option("--recipe", help="Named training settings to start from; see `list recipes`."),
     click.option("--train-limit", type=int, metavar="N", help="Train on N samples, each class in proportion."),
     click.option("--model", help="Architecture.  [default: small_cnn]"),
     click.option("--epochs", type=int, help="Passes through the training data.  [default: 30]"),
@@ -44,6 +45,14 @@ study_options = _stack(
 def dotted(flags: dict[str, Any]) -> dict[str, Any]:
     """Return the flags under the names of their settings."""
     return {DOTTED.get(key, key): value for key, value in flags.items()}
+
+
+def base(recipe: str | None) -> dict[str, Any]:
+    """Return the settings that a recipe stands for, but for its objective, which the study decides."""
+    from robusteval.training.recipes import load_recipe
+
+    settings = load_recipe(recipe).settings if recipe else {}
+    return {"train": {key: value for key, value in settings.items() if key not in ("objective", "seed")}}
 
 
 def folder(out: Path | None, identity: Mapping[str, Any]) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from robusteval.cli import _console
-from robusteval.cli._study import command_line, dotted, fail, folder, study_options, watching
+from robusteval.cli._study import base, command_line, dotted, fail, folder, study_options, watching
 from robusteval.errors import UsageError
 
 
@@ -25,6 +25,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--lam", callback=_numbers, metavar="A,B,...", help="Weights lambda.  [default: 0.2,0.4,0.6,0.8,1.0]")
 @study_options
 def command(
+    recipe: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
     out: Path | None,
@@ -44,7 +45,7 @@ def command(
         from robusteval.comparison.sweep import SweepConfig, is_done, record, sweep
         from robusteval.settings import resolve
 
-        settings = resolve(SweepConfig, config, assignments, dotted(flags))
+        settings = resolve(SweepConfig, config, assignments, dotted(flags), base(recipe))
         out = folder(out, settings.identity())
         cells = settings.cells(out)
         plan = next(iter(check(cells).values()))
@@ -73,6 +74,7 @@ def command(
     for entry in record(points):
         values = ", ".join(f"{name} {100 * value['mean']:.2f} %" for name, value in entry["values"].items())
         if entry["best"] and not as_json:
-            click.echo(f"best on validation: M {entry['m']:g}, lambda {entry['lam']:g}: {values}")
+            point = f"M {entry['m']:g}, lambda {entry['lam']:g}" if entry["m"] else "M 0, which is plain AT"
+            click.echo(f"best on validation: {point}: {values}")
     click.echo(json.dumps(record(points)) if as_json else f"the grid: {out / 'sweep.png'}, {out / 'sweep.csv'}")
     fail(list(failures), len(cells), out)

@@ -76,8 +76,9 @@ def command() -> None:
 def margins(m: float, out: Path | None, as_json: bool, **flags: Any) -> None:
     """Measure logit margins z_y - max z_k, clean and under PGD, on the training and the test part.
 
-    The training part is the whole one, the run's validation samples included. L are the samples of a split with the
-    smallest margins. Accuracies under this PGD are optimistic; `evaluate` measures robustness.
+    The training part is what the models were trained on, or all of it where they differ or do not say. L are the
+    samples of a split with the smallest margins. Accuracies under this PGD are optimistic; `evaluate` measures
+    robustness.
     """
     if not 0 <= m <= 100:
         raise UsageError(f"--m {m:g} is not a percentage from 0 to 100.")

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robusteval.cli import _console
-from robusteval.cli._study import command_line, dotted, fail, folder, study_options, watching
+from robusteval.cli._study import base, command_line, dotted, fail, folder, study_options, watching
 from robusteval.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 def command(
     preset: str | None,
     objectives: str | None,
+    recipe: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
     out: Path | None,
@@ -46,7 +47,7 @@ def command(
         from robusteval.comparison.cells import default_jobs
         from robusteval.comparison.work import is_done
 
-        settings = _settings(preset, config, assignments, objectives, flags)
+        settings = _settings(preset, recipe, config, assignments, objectives, flags)
         out = folder(out, settings.identity())
         frame, cells = run.prepare(settings, out, command_line())
     if settings.reference not in [row.label for row in settings.objectives]:
@@ -68,6 +69,7 @@ def command(
 
 def _settings(
     preset: str | None,
+    recipe: str | None,
     config: Path | None,
     assignments: tuple[str, ...],
     objectives: str | None,
@@ -76,11 +78,13 @@ def _settings(
     from robusteval.comparison.config import CompareConfig, source
     from robusteval.settings import resolve
 
+    if preset and recipe:
+        raise UsageError(f"--preset {preset} has a recipe of its own; give --recipe {recipe} with --objectives.")
     toml, labels = source(preset, config), tuple(filter(None, (objectives or "").split(",")))
     if toml is None and not labels:
         raise UsageError("name what to compare: --preset sovr-paper, or --objectives at,sovr,trades.")
     given = dotted(flags) | ({"objectives": list(labels)} if toml is None else {})
-    settings = resolve(CompareConfig, toml, assignments, given)
+    settings = resolve(CompareConfig, toml, assignments, given, base(recipe))
     return settings.pick(labels) if labels else settings
 
 
@@ -99,15 +103,16 @@ def _print_plan(frame: Frame, out: Path, as_json: bool) -> None:
 
 
 def _show(table: Table, out: Path, as_json: bool) -> None:
-    from robusteval.comparison.markdown import accuracy_rows
+    from robusteval.comparison.markdown import accuracies
     from robusteval.comparison.write import JSON
 
     if as_json:
         click.echo(json.dumps(json.loads((out / JSON).read_text(encoding="utf-8"))))
         return
-    header, rows = accuracy_rows(table, ranges=False)
-    shown = RichTable(*header, title=Text(table.config.title))
-    for row in rows:
-        shown.add_row(*map(Text, row))
-    _console.out.print(shown)
+    click.echo(table.config.title)
+    for title, header, rows in accuracies(table, ranges=False):
+        shown = RichTable(*header, title=Text(title))
+        for row in rows:
+            shown.add_row(*map(Text, row))
+        _console.out.print(shown)
     click.echo(f"the whole comparison: {out / 'table.md'}")

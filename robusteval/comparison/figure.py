@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robusteval.analysis import figures
-from robusteval.comparison.markdown import stage_titles
+from robusteval.comparison.markdown import fully_seeds
 from robusteval.comparison.table import Row, Table
 
 if TYPE_CHECKING:
@@ -37,14 +37,17 @@ def draw(table: Table, folder: Path) -> None:
 
 def _accuracies(axes: Axes, rows: list[Row], table: Table) -> None:
     """Draw means over seeds, with whiskers from the lowest to the highest run."""
-    names = {"clean": "clean", "pgd": f"PGD-{table.config.margin_steps}", **stage_titles(table)}
+    names = {"clean": "clean", "pgd": f"PGD-{table.config.margin_steps}"}
+    names |= {stage: f"after {stage}" for stage in table.shared}
+    some = f" ({fully_seeds(table)})" if table.some_fully else ""
+    names |= {stage: f"after {stage}{some}" for stage in table.full[len(table.shared) :]}
     for turn, (column, title) in enumerate(names.items()):
         found = [(height, row.spreads[column]) for height, row in enumerate(rows) if column in row.spreads]
         means = [100 * value.mean for _, value in found]
         reach = [[100 * (v.mean - v.min) for _, v in found], [100 * (v.max - v.mean) for _, v in found]]
         heights = [height + 0.6 * (turn / (len(names) - 1) - 0.5) for height, _ in found]
         marker = MARKERS[turn % len(MARKERS)]
-        label = figures.plain(f"after {title}" if column in table.full else title)
+        label = figures.plain(title)
         axes.errorbar(means, heights, xerr=reach, fmt=marker, markersize=4, capsize=2, linewidth=1, label=label)
     axes.set_xlabel("accuracy, %")
     axes.grid(axis="x", alpha=0.3)

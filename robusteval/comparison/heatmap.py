@@ -40,7 +40,7 @@ def draw(points: Sequence[Point], facts: dict[str, Any], folder: Path) -> None:
     """Draw one map per accuracy over (M, lambda), the best cell framed, and what M = 0 has in the title."""
     title = (
         f"validation accuracy, %: {facts['dataset']}, {facts['norm']} eps {facts['eps']}, {facts['epochs']} epochs, "
-        f"{facts['validation_samples']} samples, {facts['seeds']} seed(s)"
+        f"{facts['validation_samples']} samples, {facts['seeds']} seed{'' if facts['seeds'] == 1 else 's'}"
     )
     figure, panels = figures.grid(1, 3, title, (13 / 3, 3.3))
     best = best_point(points)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from robusteval.comparison.caption import caption, footnotes
@@ -11,13 +11,15 @@ from robusteval.comparison.table import Row, Table
 
 NONE = "-"
 
+Cells = tuple[str, ...]
+
 
 def render(table: Table) -> str:
     """Return the whole comparison as one Markdown document."""
     notes = "".join(f"\n- {_plain(note)}" for note in footnotes(table.rows))
     sections = [
         f"# {_plain(table.config.title)}",
-        _table(*accuracy_rows(table)),
+        *(f"## {_plain(title)}\n\n{_table(header, rows)}" for title, header, rows in accuracies(table)),
         "## Margins, cost and the last epoch\n\n" + _others(table),
         f"## Differences from {table.config.reference}\n\n" + _differences(table),
         *([f"## Notes\n{notes}"] if notes else []),
@@ -26,21 +28,33 @@ def render(table: Table) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def accuracy_rows(table: Table, ranges: bool = True) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return header and rows of the main table: clean, PGD, and accuracy after each stage; with or without ranges."""
-    names = ("clean", "pgd", *table.full)
-    header = ("objective", "runs", "clean", f"PGD-{table.config.margin_steps}", *stage_titles(table).values())
-    return header, [
-        (row.label, _runs(row), *(percent(row.spreads.get(n), ranges) for n in names)) for row in table.rows
-    ]
+def accuracies(table: Table, ranges: bool = True) -> Iterator[tuple[str, Cells, list[Cells]]]:
+    """Yield title, header and rows of each table of accuracies: clean, PGD and after each stage; with ranges or not.
+
+    Seeds that alone were attacked with the full suite have a table of their own: beside means over all seeds their
+    figures could not be compared.
+    """
+    before = ("objective", "runs", "clean", f"PGD-{table.config.margin_steps}")
+    stages = table.shared if table.some_fully else table.full
+    names = ("clean", "pgd", *stages)
+    yield (
+        "All seeds",
+        (*before, *stages),
+        [(row.label, _runs(row), *(percent(row.spreads.get(name), ranges) for name in names)) for row in table.rows],
+    )
+    if table.some_fully:
+        names = ("clean", "pgd", *table.full)
+        yield (
+            f"Suite {table.config.full_suite}, {fully_seeds(table)} alone",
+            (before[0], *before[2:], *table.full),
+            [(row.label, *(percent(row.fully.get(name), ranges) for name in names)) for row in table.rows],
+        )
 
 
-def stage_titles(table: Table) -> dict[str, str]:
-    """Return stage -> its column's title, which says so if only some seeds have it."""
+def fully_seeds(table: Table) -> str:
+    """Name the seeds that were attacked with the full suite."""
     some = range(min(table.config.full_seeds, table.config.seeds))
-    fewer = len(some) < table.config.seeds
-    seeds = f" ({'seed' if len(some) == 1 else 'seeds'} {', '.join(map(str, some))})"
-    return {stage: stage + (seeds if fewer and stage not in table.shared else "") for stage in table.full}
+    return f"{'seed' if len(some) == 1 else 'seeds'} {', '.join(map(str, some))}"
 
 
 def _others(table: Table) -> str:

@@ -30,6 +30,8 @@ AFTER = (
 class Row:
     """An objective's runs. ``spreads`` is by column, over the seeds that have it; ``failures`` by seed.
 
+    ``fully`` is ``spreads`` over only the seeds that were attacked with the full suite.
+
     ``robust`` and ``clean`` are the differences from the reference, ``p_holm`` is ``robust.p`` adjusted for the
     number of objectives; None where there is nothing to compare.
     """
@@ -42,6 +44,7 @@ class Row:
     results: tuple[Result, ...]
     failures: dict[int, str]
     spreads: dict[str, Spread]
+    fully: dict[str, Spread]
     robust: Paired | None
     clean: Paired | None
     p_holm: float | None = None
@@ -65,6 +68,11 @@ class Table:
     def columns(self) -> tuple[str, ...]:
         """Figures of a run, in order."""
         return (*BEFORE, *self.full, *AFTER)
+
+    @property
+    def some_fully(self) -> bool:
+        """Whether only some of the seeds were attacked with the full suite, so that they are a table of their own."""
+        return self.full != self.shared and self.config.full_seeds < self.config.seeds
 
 
 Failures = Mapping[tuple[str, int], str]
@@ -124,8 +132,7 @@ def _row(
 ) -> Row:
     label = contender.label
     own = tuple(result for result in results if result.cell.label == label)
-    columns = dict.fromkeys(column for result in own for column in result.values)
-    spreads = {key: spread([r.values[key] for r in own if key in r.values]) for key in columns}
+    fully = [result for result in own if result.cell.seed < frame.config.full_seeds]
     other = {result.cell.seed: result for result in reference if label != frame.config.reference}
     pairs = [(result, other[result.cell.seed]) for result in own if result.cell.seed in other]
     return Row(
@@ -136,10 +143,16 @@ def _row(
         passes=frame.passes[label],
         results=own,
         failures={seed: text for (name, seed), text in failures.items() if name == label},
-        spreads=spreads,
+        spreads=_spreads(own),
+        fully=_spreads(fully),
         robust=_compare(pairs, "held"),
         clean=_compare(pairs, "right"),
     )
+
+
+def _spreads(results: Sequence[Result]) -> dict[str, Spread]:
+    columns = dict.fromkeys(column for result in results for column in result.values)
+    return {key: spread([r.values[key] for r in results if key in r.values]) for key in columns}
 
 
 def _compare(pairs: Sequence[tuple[Result, Result]], what: str) -> Paired | None:

@@ -9,10 +9,12 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from robusteval.errors import UsageError
 from robusteval.rng import generator
+from robusteval.settings import Settings
 
 Part = Literal["train", "test"]
 
@@ -140,3 +142,18 @@ def hold_out(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     keep = torch.ones(len(split), dtype=torch.bool)
     keep[chosen] = False
     return split.take(keep.nonzero().squeeze(1)), split.take(chosen)
+
+
+class Cut(Settings):
+    """How a run cut the training part: ``held_out`` samples to validate on, at most ``limit`` others to train on."""
+
+    held_out: int = Field(gt=0)
+    seed: int
+    limit: int | None = Field(default=None, gt=0)
+
+    def __call__(self, whole: Split) -> tuple[Split, Split]:
+        """Return the samples that are trained on and those held out, each class in proportion; raise `UsageError`."""
+        train, validation = hold_out(whole, self.held_out, self.seed)
+        if self.limit and self.limit < len(train):
+            _, train = hold_out(train, self.limit, self.seed)
+        return train, validation

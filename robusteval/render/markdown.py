@@ -15,7 +15,7 @@ from robusteval.render._text import (
     subject,
 )
 from robusteval.report import Report
-from robusteval.runs import canonical_json
+from robusteval.settings import flatten
 
 
 def render(report: Report) -> str:
@@ -72,7 +72,7 @@ def _provenance(report: Report) -> str:
         "created": report.created,
         "seed": str(report.seed),
         "model": f"{report.model.architecture}, {report.model.parameters} parameters, from {report.model.source}",
-        "training": canonical_json(report.model.training),
+        "training": ", ".join(f"{key} {value}" for key, value in flatten(report.model.training).items()),
         "model weights, SHA-256": report.model.weights_sha256,
         "samples, SHA-256": report.data.sha256,
         "suite, SHA-256": report.suite.sha256,

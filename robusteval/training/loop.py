@@ -217,6 +217,7 @@ def _training_facts(plan: Plan, row: Row, warned: Sequence[str]) -> dict[str, An
     return {
         "objective": config.objective.model_dump(),
         "dataset": config.dataset,
+        "cut": plan.cut.model_dump(),
         "extra_data": plan.extra > 0,
         "norm": config.norm,
         "eps": config.eps,

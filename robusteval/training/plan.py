@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 
 from robusteval.catalog import parameters
-from robusteval.datasets.base import DataInfo, Split, hold_out
+from robusteval.datasets.base import Cut, DataInfo, Split
 from robusteval.datasets.open import open_dataset
 from robusteval.errors import UsageError
 from robusteval.models.base import Classifier, check_fit
@@ -32,7 +32,7 @@ TINY_BATCH = 2**16
 class Plan:
     """What a run will do. ``config`` is resolved: no eps, size or hyper-parameter is left to a default.
 
-    The last ``extra`` rows of ``train`` are the extra data.
+    ``cut`` parted ``train`` from ``validation``; the last ``extra`` rows of ``train`` are the extra data.
     """
 
     config: TrainConfig
@@ -40,6 +40,7 @@ class Plan:
     threat: ThreatModel
     train: Split
     validation: Split
+    cut: Cut
     device: torch.device
     data_sha256: str
     extra: int = 0
@@ -99,7 +100,8 @@ def prepare(config: TrainConfig) -> Plan:
     whole = open_dataset(config.dataset, config.data_dir, config.download).load("train")
     threat = ThreatModel.parse(config.norm, config.eps or whole.info.customary_eps(Norm.parse(config.norm).value))
     size = config.validation.size or min(1000, len(whole) // 10)
-    train, validation = hold_out(whole, size, config.validation.seed)
+    cut = Cut(held_out=size, seed=config.validation.seed, limit=config.train_limit)
+    train, validation = cut(whole)
     if config.batch_size < 2 * team.size:
         raise UsageError(
             f"batch_size = {config.batch_size} is less than two samples for each of {team.size} processes."
@@ -109,8 +111,6 @@ def prepare(config: TrainConfig) -> Plan:
             f"validation.size = {size} leaves {len(train)} of {len(whole)} samples to train on; at least 2."
         )
     sha256 = whole.content_hash
-    if config.train_limit and config.train_limit < len(train):
-        _, train = hold_out(train, config.train_limit, config.validation.seed)
     extra = 0
     if config.extra.dataset:
         extra_rows(config.batch_size, config.extra.fraction)
@@ -127,6 +127,6 @@ def prepare(config: TrainConfig) -> Plan:
             "validation": config.validation.model_copy(update={"size": size}),
         }
     )
-    plan = Plan(resolved, objective, threat, train, validation, device, sha256, extra, team)
+    plan = Plan(resolved, objective, threat, train, validation, cut, device, sha256, extra, team)
     check_fit(plan.build_model(), plan.info.shape, plan.info.num_classes, f"model '{config.model.name}'")
     return plan
