@@ -23,11 +23,15 @@ _RATIO = re.compile(r"(\d+)/(\d+)")
 
 
 class Norm(StrEnum):
-    """The norm that bounds a perturbation; values are spelled as AutoAttack and RobustBench do."""
+    """The norm that bounds a perturbation; values are spelled as AutoAttack and RobustBench do.
+
+    L0, not a norm in the strict sense, counts changed values: a pixel of three channels has three.
+    """
 
     LINF = "Linf"
     L2 = "L2"
     L1 = "L1"
+    L0 = "L0"
 
     @classmethod
     def parse(cls, text: str) -> Norm:
@@ -81,6 +85,8 @@ class ThreatModel:
         parsed_norm, parsed_eps = Norm.parse(norm), parse_eps(eps)
         if parsed_norm is Norm.LINF and parsed_eps > 1:
             raise UsageError(f"eps '{eps}' is above 1, the whole input range [0, 1] in Linf; did you mean {eps}/255?")
+        if parsed_norm is Norm.L0 and parsed_eps.denominator != 1:
+            raise UsageError(f"eps '{eps}' is no whole number; in L0 it is how many values may change, such as 24.")
         return cls(parsed_norm, parsed_eps, eps.strip())
 
     @property
@@ -88,12 +94,19 @@ class ThreatModel:
         """``eps`` as a float64."""
         return float(self.eps)
 
+    @property
+    def convex(self) -> bool:
+        """Whether the ball is convex, which projected gradients and bounds rely on; an L0 ball is not."""
+        return self.norm is not Norm.L0
+
     def __str__(self) -> str:
         return f"{self.norm.value} {self.label}"
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return ``||x_adv - x||_p`` per sample, computed in float64. Shapes (N, ...) -> (N,)."""
         delta = _flat(x_adv.double() - x.double())
+        if self.norm is Norm.L0:
+            return (delta != 0).sum(1).double()
         order = {Norm.LINF: math.inf, Norm.L2: 2.0, Norm.L1: 1.0}[self.norm]
         size: Tensor = torch.linalg.vector_norm(delta, ord=order, dim=1)
         return size
@@ -109,6 +122,7 @@ class ThreatModel:
 
         For L2 and L1 the point is projected on the ball, then clipped; as ``x`` lies in the box, clipping
         only shortens the perturbation, so the result satisfies both, up to float32 rounding (see `hold`).
+        For L0 the point is clipped, then all but the ``eps`` largest changes are undone.
         """
         return self.projector(x)(x_adv)
 
@@ -117,6 +131,8 @@ class ThreatModel:
         if self.norm is Norm.LINF:
             low, high = ((x + reach).clamp(0.0, 1.0) for reach in (-self.radius, self.radius))
             return lambda x_adv: torch.clamp(x_adv, low, high)
+        if self.norm is Norm.L0:
+            return lambda x_adv: _largest_changes(x, x_adv.clamp(0.0, 1.0), int(self.eps))
         onto_ball = _project_l2 if self.norm is Norm.L2 else _project_l1
         return lambda x_adv: (x + onto_ball(x_adv - x, self.radius)).clamp(0.0, 1.0)
 
@@ -126,6 +142,8 @@ class ThreatModel:
         A budget kept in float32, as in `project`, is exceeded by more than `BUDGET_TOLERANCE` in large L2 and L1
         balls. Here it is kept in float64 and coordinates are rounded towards ``x``, so that rounding cannot exceed it.
         """
+        if self.norm is Norm.L0:
+            return self.project(x, x_adv)  # moves nothing that is inside already, and rounds nothing
         origin, scale = x.double(), (self.radius / self.distance(x, x_adv)).clamp_max(1.0)
         target = (origin + (x_adv.double() - origin) * _per_sample(scale, x)).clamp(0.0, 1.0)
         point = target.to(x.dtype)
@@ -134,10 +152,17 @@ class ThreatModel:
         return torch.where(_per_sample(self.contains(x, x_adv), x), x_adv, point)
 
     def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        """Draw one point per sample: uniform in the Linf and L2 balls, on random L1 rays; clipped to [0,1]."""
+        """Draw one point per sample: uniform in the Linf and L2 balls, on random L1 rays, ``eps`` random values for L0.
+
+        Clipped to [0,1].
+        """
         if self.norm is Norm.LINF:
             noise = torch.rand(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
             return self.project(x, x + self.radius * (2 * noise - 1))
+        if self.norm is Norm.L0:
+            places, values = torch.rand(2, *x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
+            chosen = _top(places, int(self.eps))
+            return torch.where(chosen, values, x)
         noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
         order = 2 if self.norm is Norm.L2 else 1
         noise = noise / _per_sample(torch.linalg.vector_norm(_flat(noise), ord=order, dim=1), noise)
@@ -145,6 +170,17 @@ class ThreatModel:
         if self.norm is Norm.L2:
             length = length ** (1 / _flat(x).shape[1])
         return self.project(x, x + self.radius * noise * _per_sample(length, noise))
+
+
+def _top(values: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` largest values of each sample, or all where there are fewer."""
+    flat = _flat(values)
+    best = flat.topk(min(count, flat.shape[1]), dim=1).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(values)
+
+
+def _largest_changes(x: Tensor, x_adv: Tensor, count: int) -> Tensor:
+    return torch.where(_top((x_adv - x).abs(), count), x_adv, x)
 
 
 def _project_l2(delta: Tensor, radius: float) -> Tensor:

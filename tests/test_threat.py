@@ -10,6 +10,7 @@ from robusteval.rng import SampleRng, derive_seed, generator
 from robusteval.threat import Norm, ThreatModel, parse_eps
 
 THREATS = [("Linf", "8/255"), ("Linf", "1"), ("L2", "0.5"), ("L2", "3"), ("L1", "12"), ("L1", "0.25")]
+THREATS += [("L0", "3"), ("L0", "500")]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,22 @@ def test_projection_and_samples_obey_the_threat(seed: int, threat: tuple[str, st
     assert torch.allclose(model.project(x, projected), projected, atol=1e-5)
 
 
+def test_l0_counts_values_and_keeps_the_largest_changes() -> None:
+    threat = ThreatModel.parse("L0", "2")
+    x = torch.full((1, 2, 1, 3), 0.5)
+    x_adv = torch.tensor([0.5, 0.9, 0.4, 0.0, 0.5, 0.6]).view(1, 2, 1, 3)
+    assert threat.distance(x, x_adv).tolist() == [4]
+    assert not threat.contains(x, x_adv)
+    expected = torch.tensor([0.5, 0.9, 0.5, 0.0, 0.5, 0.5]).view(1, 2, 1, 3)
+    for moved in (threat.project(x, x_adv), threat.hold(x, x_adv)):
+        assert torch.equal(moved, expected)
+    drawn = threat.sample(torch.full((50, 2, 1, 3), 0.5), torch.Generator().manual_seed(0))
+    assert threat.distance(torch.full((50, 2, 1, 3), 0.5), drawn).tolist() == [2] * 50
+    assert len({tuple(row.flatten().nonzero().flatten().tolist()) for row in drawn != 0.5}) > 5
+    with pytest.raises(UsageError, match="no whole number"):
+        ThreatModel.parse("L0", "1/2")
+
+
 def test_l1_projection_is_the_closest_point() -> None:
     """Against scipy's constrained minimiser."""
     from scipy.optimize import minimize
@@ -113,4 +130,4 @@ def test_a_sample_draws_alike_in_any_company() -> None:
     rows = torch.tensor([3, 1])
     apart = rng.take(rows).draw(threat.sample, x[rows], "start")
     assert torch.equal(together[rows], apart)
-    assert [norm.value for norm in Norm] == ["Linf", "L2", "L1"]
+    assert [norm.value for norm in Norm] == ["Linf", "L2", "L1", "L0"]

@@ -122,7 +122,8 @@ def _check(request: Request) -> None:
         value = getattr(request, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} is too small; give at least 1.")
-    ThreatModel.parse(request.norm or Norm.LINF.value, request.eps or "1")
+    if not ThreatModel.parse(request.norm or Norm.LINF.value, request.eps or "1").convex:
+        raise UsageError(f"norm '{request.norm}' cannot be analysed: PGD needs a convex ball; use Linf, L2 or L1.")
     labels, models = request.labels, request.models
     if labels and len(labels) != max(1, len(models)):
         raise UsageError(f"{len(labels)} --label for {max(1, len(models))} models; give one for each, in their order.")

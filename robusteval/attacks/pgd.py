@@ -34,7 +34,7 @@ class PGD:
 
     def supports(self, threat: ThreatModel) -> bool:
         """Linf, L2 and L1."""
-        return True
+        return threat.convex
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return, per input, the point the loss ascent ended at."""

@@ -30,7 +30,7 @@ data_options = stack(
     click.option("--download", is_flag=True, default=None, help="Fetch the dataset if it is not there."),
 )
 threat_options = stack(
-    click.option("--norm", help="Linf, L2 or L1.  [default: Linf, or the model's own]"),
+    click.option("--norm", help="Linf, L2, L1 or L0.  [default: Linf, or the model's own]"),
     click.option("--eps", help="Budget, as in 8/255 or 0.5.  [default: the dataset's customary one]"),
 )
 run_options = stack(

@@ -87,4 +87,4 @@ def marked(model: nn.Module) -> nn.Module:
 
 def guarded(model: nn.Module) -> nn.Module:
     """Return ``model``, on three channels, behind modules that act up in training mode; frozen, marked."""
-    return marked(nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(0.5), model).eval().requires_grad_(False))
+    return marked(nn.Sequential(nn.BatchNorm2d(3, eps=1e-12), nn.Dropout(0.5), model).eval().requires_grad_(False))

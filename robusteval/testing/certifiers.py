@@ -31,7 +31,7 @@ def check_certifier(certifier: Certifier) -> None:
     ReLU net refutes, the obvious is proved, refusals have a reason, the answer repeats and everything is left as
     found.
     """
-    supported = [threat for threat in THREATS if certifier.supports(threat)]
+    supported = [threat for threat in THREATS if threat.convex and certifier.supports(threat)]
     require(supported, f"{certifier} supports none of the norms {', '.join(threat.norm for threat in THREATS)}")
     for threat in supported:
         for classes in (2, 3, 5):

@@ -99,6 +99,8 @@ def prepare(config: TrainConfig) -> Plan:
     team, device = launched_team(), own_device(pick_device(config.device))
     whole = open_dataset(config.dataset, config.data_dir, config.download).load("train")
     threat = ThreatModel.parse(config.norm, config.eps or whole.info.customary_eps(Norm.parse(config.norm).value))
+    if not threat.convex:
+        raise UsageError(f"{threat} cannot be trained against: its ball is not convex; use Linf, L2 or L1.")
     size = config.validation.size or min(1000, len(whole) // 10)
     cut = Cut(held_out=size, seed=config.validation.seed, limit=config.train_limit)
     train, validation = cut(whole)
