@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from scipy.special import betaincinv
+from scipy.stats import binom
 
 from robusteval.provenance import Environment
 from robusteval.verdict import Verdict
@@ -17,6 +18,7 @@ from robusteval.verdict import Verdict
 CONFIDENCE = 0.95
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
 Severity = Literal["info", "warning", "error"]
+Origin = Literal["robusteval", "autoattack", "foolbox"]
 
 
 class Record(BaseModel):
@@ -73,9 +75,12 @@ class DataFacts(Record):
 
 
 class ThreatFacts(Record):
-    """Norm and budget; ``eps`` is exact, as written; ``tolerance`` is the slack for float32 rounding."""
+    """Norm and budget; ``tolerance`` is the slack for float32 rounding.
 
-    norm: Literal["Linf", "L2", "L1"]
+    ``eps`` is exact, as written; in L0 it is the number of values that may change.
+    """
+
+    norm: Literal["Linf", "L2", "L1", "L0"]
     eps: str
     radius: float = Field(gt=0)
     tolerance: float = Field(ge=0)
@@ -90,8 +95,27 @@ class StageSpec(Record):
     params: dict[str, Any]
 
 
+class Repeat(Record):
+    """How a randomised model's answer on an input is decided: by this many fresh evaluations.
+
+    An input counts as adversarial only if, with ``confidence`` (Clopper & Pearson 1934, one-sided), more than half of
+    all evaluations would err.
+    """
+
+    evaluations: int = Field(gt=1, le=100_000)
+    confidence: float = Field(gt=0.5, lt=1)
+
+    @property
+    def needed(self) -> int:
+        """How many evaluations must err; more than there are if no number would do."""
+        return int(binom.isf(1 - self.confidence, self.evaluations, 0.5)) + 1
+
+
 class SuiteFacts(Record):
-    """Which suite ran. ``adaptations`` lists where it had to depart from its definition."""
+    """Which suite ran. ``adaptations`` lists where it had to depart from its definition.
+
+    ``repeat`` is None where a sample is evaluated once.
+    """
 
     name: str
     title: str
@@ -99,6 +123,7 @@ class SuiteFacts(Record):
     sha256: str = Sha256
     stages: tuple[StageSpec, ...]
     skip_certified: bool
+    repeat: Repeat | None = None
     adaptations: tuple[str, ...]
 
 
@@ -107,7 +132,8 @@ class StageResult(Record):
 
     ``rejected`` candidates were misclassified but outside the threat model, ``non_finite`` ones NaN or infinite.
 
-    Its cost is in passes (one image through the network once) and in seconds of one worker.
+    Its cost is in passes (one image through the network once) and in seconds of one worker; ``zero_gradients`` and
+    ``non_finite_gradients`` are how many of the backward passes ended in an input gradient that led nowhere.
     """
 
     name: str
@@ -118,6 +144,8 @@ class StageResult(Record):
     non_finite: int = Field(ge=0)
     forward: int = Field(ge=0)
     backward: int = Field(ge=0)
+    zero_gradients: int = Field(default=0, ge=0)
+    non_finite_gradients: int = Field(default=0, ge=0)
     seconds: float = Field(ge=0)
     adaptations: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -128,7 +156,7 @@ class Finding(Record):
 
     name: str
     severity: Severity
-    origin: Literal["robusteval", "autoattack"]
+    origin: Origin
     message: str
     advice: str
 
@@ -200,9 +228,10 @@ class Report(Record):
 class SampleRow(Record):
     """One line of `samples.jsonl`.
 
-    ``margin`` is the clean logit margin ``z_y - max_{k != y} z_k``; ``stage`` closed the sample; ``reason`` says why
-    a sample stayed open. The ``adv_`` fields describe the witness of a broken sample: its prediction, its logit margin
-    for the true class (negative or zero) and its distance in the threat's norm.
+    ``margin`` is the clean logit margin ``z_y - max_{k != y} z_k``, over repeated evaluations the share of right
+    ones minus that of wrong ones; ``stage`` closed the sample; ``reason`` says why a sample stayed open. The ``adv_``
+    fields describe the witness of a broken sample: its prediction, its margin for the true class (negative or zero)
+    and its distance in the threat's norm.
     """
 
     id: int = Field(ge=0)

@@ -162,7 +162,7 @@ class Wrong:
     attack: Attacked
 
     def supports(self, threat: ThreatModel) -> bool:
-        return True
+        return threat.convex
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         return AttackResult(self.attack(model, x, y, threat, rng))
@@ -554,6 +554,7 @@ def test_examples_are_the_class_attribute_or_the_defaults() -> None:
         "apgd-ce",
         "apgd-dlr",
         "apgd-t",
+        "fab",
         "fab-t",
         "square",
     ]

@@ -212,11 +212,11 @@ def test_nan_gradients_near_the_samples_do_not_pass_as_robustness(digits_net: nn
 
     with pytest.raises(RobustevalError, match="--allow non-finite-gradients"):
         evaluate(in_memory(Trap(), limit=25), RunDir(tmp_path / "stopped"))
-    with pytest.raises(RobustevalError, match="--allow non-finite-candidates"):
-        evaluate(in_memory(Trap(), limit=25, allow=("non-finite-gradients",)), RunDir(tmp_path / "late"))
-    allowed = ("non-finite-gradients", "non-finite-candidates")
-    report = evaluate(in_memory(Trap(), limit=25, allow=allowed), RunDir(tmp_path / "late"))
-    assert {finding.name for finding in report.findings if finding.severity == "error"} == set(allowed)
+    report = evaluate(in_memory(Trap(), limit=25, allow=("non-finite-gradients",)), RunDir(tmp_path / "late"))
+    told = [finding for finding in report.findings if finding.severity == "error"]
+    assert {finding.name for finding in told} == {"non-finite-gradients"}
+    assert any("pgd-margin met" in finding.message for finding in told)  # also where the check beforehand saw nothing
+    assert report.stages[0].non_finite_gradients == report.stages[0].backward
 
 
 def test_a_model_no_better_than_guessing_is_named(digits_net: nn.Module, tmp_path: Path) -> None:
@@ -284,7 +284,7 @@ def test_an_attack_that_crashes_is_one_sentence(digits_net: nn.Module, tmp_path:
     """Fine on the few images that are looked at first, not on an attack's batch."""
 
     def fragile(z: Tensor) -> Tensor:
-        if z.requires_grad and len(z) < 50:
+        if z.requires_grad and 20 < len(z) < 30:
             raise ValueError("no such batch")
         return z
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.attacks.base import AttackResult
+from robusteval.attacks.square import Square
 from robusteval.errors import UsageError
-from robusteval.rng import SampleRng
+from robusteval.rng import SampleRng, seeded
 from robusteval.threat import Norm, ThreatModel
 
-Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
+Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Fewest classes for which a component's DLR loss is defined."""
 
@@ -32,17 +32,12 @@ class _Log:
         self.warnings.append(re.sub(r"there are \d+ points", "there are points", message))
 
 
-@contextmanager
-def _global_rng_restored() -> Iterator[None]:
-    """AutoAttack seeds torch's global generators; give them back as they were."""
-    cpu = torch.get_rng_state()
-    gpus = torch.cuda.get_rng_state_all()  # an empty list without CUDA
-    try:
-        yield
-    finally:
-        torch.set_rng_state(cpu)
-        if gpus:
-            torch.cuda.set_rng_state_all(gpus)
+def square_runs(norm: Norm, height: int, width: int) -> bool:
+    """Say whether pyautoattack's Square survives its start, a grid of windows that leaves images of some sizes."""
+    side = height // 5
+    begin = (height - 5 * side) // 2
+    inside = side and all(begin + side * (length // side) <= length for length in (height, width))
+    return norm is Norm.LINF or side == 1 or bool(inside)
 
 
 def _margin_loss_of(attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -58,16 +53,24 @@ def _margin_loss_of(attack: Any) -> Callable[[Tensor, Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class AutoAttack:
-    """One component of AutoAttack standard (Croce & Hein 2020, arXiv 2003.01690), run by pyautoattack.
+    """One component of AutoAttack (Croce & Hein 2020, arXiv 2003.01690), run by pyautoattack.
 
-    Every component starts from the clean inputs and is seeded with the batch's one seed, as AutoAttack does:
-    the inputs given are one AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes;
-    with fewer than four the targeted DLR loss, undefined there, gives way to the plain margin. Both are noted.
+    ``version`` decides restarts, targets and how often a gradient is averaged, as it does there. Every component
+    starts from the clean inputs and is seeded with the batch's one seed, as AutoAttack does: the inputs given are one
+    AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes; with fewer than four the
+    targeted DLR loss, undefined there, gives way to the plain margin; for image sizes on which its L2 and L1 Square
+    fails, such as 24 x 24, ours takes its place. All this is noted.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"component": name} for name in get_args(Component))
 
     component: Component
+    version: Literal["standard", "plus", "rand"] = "standard"
+
+    @property
+    def gradient_free(self) -> bool:
+        """Whether the component takes no gradient."""
+        return self.component == "square"
 
     def supports(self, threat: ThreatModel) -> bool:
         """Linf, L2 and L1."""
@@ -75,11 +78,16 @@ class AutoAttack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return what the component's `perturb` returns, float32, held within ``threat``."""
+        if self.component == "square" and not square_runs(threat.norm, *x.shape[2:]):
+            found = Square(rescale=False)(model, x, y, threat, rng).candidates
+            size = " x ".join(map(str, x.shape[2:]))
+            return AttackResult(found, (f"square: our implementation, as pyautoattack's fails on {size} images",))
         log = _Log()
-        with _global_rng_restored(), torch.no_grad():
+        with seeded(rng.batch, x.device), torch.no_grad():  # it draws from the global generators
             classes = model(x[:1]).shape[1]
+            norm, eps = threat.norm.value, threat.radius
             suite = pyautoattack.AutoAttack(
-                model, norm=threat.norm.value, eps=threat.radius, seed=rng.batch, version="standard", device=x.device
+                model, norm=norm, eps=eps, seed=rng.batch, version=self.version, device=x.device
             )
             suite.apgd.logger = suite.apgd_targeted.logger = log
             adaptations = self._adapt(suite, classes)
@@ -103,10 +111,9 @@ class AutoAttack:
 
     def _perturb_of(self, suite: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the `perturb` that AutoAttack's own loop would call, set up as that loop does."""
-        suite.fab.targeted, suite.fab.n_restarts = True, 1
+        if self.component == "fab-t":
+            suite.fab.targeted, suite.fab.n_restarts = True, 1
         suite.apgd.loss = "dlr" if self.component == "apgd-dlr" else "ce"
-        attack = {"apgd-t": suite.apgd_targeted, "fab-t": suite.fab, "square": suite.square}.get(
-            self.component, suite.apgd
-        )
-        perturb: Callable[[Tensor, Tensor], Tensor] = attack.perturb
+        attacks = {"apgd-t": suite.apgd_targeted, "fab": suite.fab, "fab-t": suite.fab, "square": suite.square}
+        perturb: Callable[[Tensor, Tensor], Tensor] = attacks.get(self.component, suite.apgd).perturb
         return perturb

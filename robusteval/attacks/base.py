@@ -31,6 +31,9 @@ class Attack(Protocol):
     and has frozen parameters. ``rng`` is the only source of randomness: the global generators, the model's
     mode, hooks, gradients and flags are left as found. `robusteval.testing.attacks.check_attack` checks all this.
 
+    An attack that takes no gradient of the model says so by an attribute ``gradient_free``, one that finds the nearest
+    adversarial input, so that one run serves every eps, by an attribute ``minimal``.
+
     An attack with parameters that have no default says what the conformance tests are to try in a class attribute
     ``EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]]``; without one they try the defaults.
     """

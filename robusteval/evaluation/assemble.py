@@ -5,14 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from robusteval.evaluation.aftermath import aftermath
 from robusteval.evaluation.chunks import chunk_path, load_chunk, merge_stages
 from robusteval.evaluation.compare import compare
 from robusteval.evaluation.plan import Plan
-from robusteval.evaluation.preflight import refuse_unless_allowed, square_check
+from robusteval.evaluation.preflight import refuse_unless_allowed
 from robusteval.models.io import parameter_count, weights_digest
 from robusteval.provenance import deterministic, environment
 from robusteval.report import (
@@ -20,7 +20,6 @@ from robusteval.report import (
     Finding,
     ModelFacts,
     Report,
-    Results,
     StageResult,
     ThreatFacts,
     count_verdicts,
@@ -51,7 +50,7 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
 def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
-    findings = [*findings, *_late_findings(results, stages, plan.split.info.num_classes)]
+    findings = [*findings, *aftermath(results, stages, plan.suite, plan.split.info.num_classes)]
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
     with deterministic(threads=1):  # as the chunks were judged
@@ -76,37 +75,6 @@ def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...
         baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results),
         environment=facts,
     )
-
-
-def _late_findings(results: Results, stages: tuple[StageResult, ...], classes: int) -> Iterator[Finding]:
-    if results.clean.low <= 1 / classes:
-        yield Finding(
-            name="near-chance",
-            severity="warning",
-            origin="robusteval",
-            message=f"Clean accuracy {results.clean.rate:.1%} may be that of guessing among {classes} classes.",
-            advice="Check normalisation (mean and std), class order, architecture and data.",
-        )
-    yield from square_check(results.clean.count, stages, results.clean.total)
-    for stage in stages:
-        for text in stage.warnings:
-            yield Finding(name=stage.name, severity="warning", origin="autoattack", message=text, advice="")
-        if stage.non_finite:
-            yield Finding(
-                name="non-finite-candidates",
-                severity="error",
-                origin="robusteval",
-                message=f"{stage.name} ended at NaN or infinite inputs on {stage.non_finite} samples, left unbroken.",
-                advice="The model's gradient is probably NaN near them, so their robustness is an artefact.",
-            )
-        if stage.rejected:
-            yield Finding(
-                name="rejected-candidates",
-                severity="warning",
-                origin="robusteval",
-                message=f"{stage.name} returned {stage.rejected} misclassified inputs outside the threat model.",
-                advice="They were not counted as breaks.",
-            )
 
 
 def _model_facts(plan: Plan) -> ModelFacts:

@@ -87,5 +87,8 @@ def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResul
     return tuple(merged)
 
 
-_SUMMED = ("entered", "closed", "rejected", "non_finite", "forward", "backward", "seconds")
+_SUMMED = (
+    "entered", "closed", "rejected", "non_finite", "forward", "backward", "zero_gradients", "non_finite_gradients",
+    "seconds",
+)  # fmt: skip
 _SAID = ("adaptations", "warnings")

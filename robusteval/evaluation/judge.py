@@ -14,14 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from robusteval.attacks._losses import margin_loss
 from robusteval.attacks.base import Attack
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
+from robusteval.evaluation.decide import decide
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import Stage
-from robusteval.report import SampleRow, StageResult
-from robusteval.rng import SampleRng
+from robusteval.report import Repeat, SampleRow, StageResult
+from robusteval.rng import SampleRng, derive_seed
 from robusteval.threat import ThreatModel
 from robusteval.verdict import Verdict, Witness
 
@@ -41,11 +41,15 @@ class Judgement:
 
 @dataclass
 class _Chunk:
-    """The state while stages run. ``verdicts``, ``closer`` and ``why`` have one entry per sample."""
+    """The state while stages run. ``verdicts``, ``closer`` and ``why`` have one entry per sample.
+
+    ``repeat`` says how its samples are decided.
+    """
 
     x: Tensor
     y: Tensor
     ids: Tensor
+    repeat: Repeat | None
     verdicts: list[Verdict]
     closer: list[str | None]
     why: list[str | None]
@@ -77,6 +81,7 @@ def judge(
     stages: Sequence[Stage],
     rng: SampleRng,
     skip_certified: bool = False,
+    repeat: Repeat | None = None,
     told: Told = lambda stage: None,
 ) -> Judgement:
     """Run ``stages`` in order on the samples still open and return every sample's verdict.
@@ -85,18 +90,16 @@ def judge(
     non-finite logits and `SoundnessContradiction` when a proved sample is broken.
     """
     _check_inputs(x, ids)
-    with torch.no_grad():
-        logits = _finite_logits(probe, x, ids)
-    prediction, margin = logits.argmax(1), -margin_loss(logits, y)
-    start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (prediction == y).tolist()]
-    chunk = _Chunk(x, y, ids, start, [None] * len(x), [None] * len(x), {})
+    clean = decide(probe, x, y, ids, repeat, derive_seed(rng.batch, "decide"))
+    start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (clean.prediction == y).tolist()]
+    chunk = _Chunk(x, y, ids, repeat, start, [None] * len(x), [None] * len(x), {})
     attackable = [Verdict.UNKNOWN] if skip_certified else [Verdict.UNKNOWN, Verdict.CERTIFIED]
     results = []
     for stage in stages:
         told(stage.name)
         wanted = attackable if stage.kind == "attack" else [Verdict.UNKNOWN]
         results.append(_run_stage(stage, probe, chunk, chunk.rows(*wanted), threat, rng))
-    return Judgement(_rows(chunk, prediction, margin), chunk.witnesses, tuple(results))
+    return Judgement(_rows(chunk, clean.prediction, clean.margin), chunk.witnesses, tuple(results))
 
 
 def _run_stage(
@@ -116,6 +119,8 @@ def _run_stage(
         non_finite=outcome.non_finite,
         forward=probe.passes.forward - before.forward,
         backward=probe.passes.backward - before.backward,
+        zero_gradients=probe.passes.zero - before.zero,
+        non_finite_gradients=probe.passes.non_finite - before.non_finite,
         seconds=time.perf_counter() - began,
         adaptations=outcome.adaptations,
         warnings=outcome.warnings,
@@ -139,14 +144,14 @@ def _attack(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: Thr
     if candidates.shape != x.shape:
         raise RobustevalError(f"stage '{stage.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
     allowed, distance = threat.contains(x, candidates), threat.distance(x, candidates)
+    checked = torch.where(allowed.view(-1, 1, 1, 1), candidates, x)  # what is out of bounds counts as no attempt
+    decided = decide(probe, checked, y, ids, chunk.repeat, derive_seed(rng.batch, "decide", stage.name))
     with torch.no_grad():
-        checked = torch.where(allowed.view(-1, 1, 1, 1), candidates, x)  # what is out of bounds counts as no attempt
-        logits = _finite_logits(probe, checked, ids)
         claimed = 0 if allowed.all() else int(((probe(candidates.nan_to_num()).argmax(1) != y) & ~allowed).sum())
-    prediction, margin = logits.argmax(1), -margin_loss(logits, y)
-    broken = (prediction != y).nonzero().squeeze(1).tolist()
+    broken = (decided.wrong & allowed).nonzero().squeeze(1).tolist()
     for i in broken:
-        witness = Witness(candidates[i].cpu(), int(prediction[i]), float(distance[i]), float(margin[i]))
+        prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
+        witness = Witness(candidates[i].cpu(), prediction, float(distance[i]), margin)
         chunk.break_(int(rows[i]), witness, stage.name)
     non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
     return _Outcome(len(broken), claimed, non_finite, result.adaptations, result.warnings)
@@ -172,15 +177,6 @@ def _check_inputs(x: Tensor, ids: Tensor) -> None:
         raise RobustevalError(
             f"sample {int(ids[bad][0])} has pixels outside [0, 1], so no perturbation could stay in it."
         )
-
-
-def _finite_logits(probe: Probe, x: Tensor, ids: Tensor) -> Tensor:
-    logits: Tensor = probe(x)
-    bad = ~logits.isfinite().all(1)
-    if bad.any():
-        sample = int(ids[bad.nonzero()[0, 0]])
-        raise RobustevalError(f"the model returns NaN or infinite logits on sample {sample} or a perturbation of it.")
-    return logits
 
 
 def _rows(chunk: _Chunk, prediction: Tensor, margin: Tensor) -> tuple[SampleRow, ...]:

@@ -19,6 +19,7 @@ from robusteval.evaluation.judge import judge
 from robusteval.evaluation.preflight import (
     SAMPLES,
     check_allowed,
+    foreseen,
     inspect,
     refuse_unless_allowed,
     training_alarms,
@@ -29,7 +30,7 @@ from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
 from robusteval.provenance import DECIDING, cpu_count, deterministic, pick_device, version_of
 from robusteval.report import Finding
-from robusteval.rng import SampleRng, derive_seed
+from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.threat import Norm, ThreatModel
 
 
@@ -104,9 +105,10 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
     x = plan.split.images(rows).to(plan.device)
     ids, y = plan.split.ids[rows], plan.split.labels[rows].to(plan.device)
     rng = SampleRng(plan.config.seed, tuple(ids.tolist()), derive_seed(plan.config.seed, "chunk", index))
-    with deterministic(threads=1), frozen(plan.model.module) as module:
-        probe = Probe(module, plan.batch_size)
-        judgement = judge(probe, x, y, ids, plan.threat, plan.suite.stages(), rng, plan.suite.skip_certified, told)
+    suite = plan.suite
+    with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
+        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, suite.repeat, told)
+        judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how)
     save_chunk(folder, index, judgement)
     return ChunkResult(rows=judgement.rows, stages=judgement.stages)
 
@@ -117,6 +119,7 @@ def preflight(plan: Plan) -> list[Finding]:
     found_training = plan.model.module.training
     with deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
         findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
+    findings = foreseen(findings, plan.suite.repeat is not None, plan.suite.gradient_free)
     findings += training_alarms(plan.model.training)
     refuse_unless_allowed(findings, plan.config.allow)
     return findings
@@ -124,7 +127,7 @@ def preflight(plan: Plan) -> list[Finding]:
 
 def _behaviour(plan: Plan) -> str:
     """Hash the logits of the first samples, in thousandths: code that computes something else shows here."""
-    if "randomised" in plan.config.allow:
+    if plan.suite.repeat or "randomised" in plan.config.allow:
         return "randomised"
     x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
     with torch.no_grad(), deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):

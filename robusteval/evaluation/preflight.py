@@ -5,22 +5,23 @@ A finding of severity "error" means that the numbers would be doubtful: the run 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyautoattack import checks
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from robusteval.attacks._losses import cross_entropy, margin_loss
 from robusteval.errors import RobustevalError, unknown
-from robusteval.report import Finding, StageResult
+from robusteval.evaluation.flags import autoattack_checks
+from robusteval.evaluation.reliability import signs
+from robusteval.report import Finding
 from robusteval.rng import generator
 from robusteval.threat import ThreatModel
 
-STOPPING = ("batch-dependent", "non-finite-candidates", "non-finite-gradients", "probabilities", "randomised")
+STOPPING = (
+    "batch-dependent", "no-gradient", "non-finite-candidates", "non-finite-gradients", "probabilities", "randomised",
+)  # fmt: skip
 """Findings that stop a run unless they are allowed."""
 
 SAMPLES, MAX_ALARMS = 64, 5
@@ -40,17 +41,21 @@ def inspect(
     """Run every check on at most `SAMPLES` inputs ``x`` (N, C, H, W) with labels ``y``.
 
     ``model`` is in eval mode with frozen parameters. Raises `RobustevalError` where no attack could mean
-    anything: inputs outside [0,1], wrong output shape, NaN logits, labels out of range, gradient cut off.
+    anything: inputs outside [0,1], wrong output shape, NaN logits, labels out of range.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
     with torch.no_grad():
         logits = model(x)
     _refuse_impossible(x, y, logits, num_classes)
     found = [*_train_mode(found_training), *_probabilities(logits)]
-    found += [*_randomness(model, x, logits), *_batch_dependence(model, x, logits), *_input_gradient(model, x, y)]
+    randomised = list(_randomness(model, x, logits))
+    found += randomised or _batch_dependence(model, x, logits)  # draws differ anyway
     nearby = threat.sample(x, generator(0, "preflight"))
-    found += [finding for finding in _input_gradient(model, nearby, y) if finding not in found]
-    return found + _autoattack(model, x, y)
+    slopes = [*_input_gradient(model, x, y), *_input_gradient(model, nearby, y)]
+    found += {finding.name: finding for finding in reversed(slopes)}.values()
+    if not randomised and not any(finding.name == "no-gradient" for finding in slopes):
+        found += signs(model, x, y, threat)
+    return found + autoattack_checks(model, x, y)
 
 
 def _refuse_impossible(x: Tensor, y: Tensor, logits: object, num_classes: int) -> None:
@@ -121,16 +126,15 @@ def _batch_dependence(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[F
 
 
 def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Iterable[Finding]:
-    point = x.clone().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(model(point), y, reduction="sum")
-    grad = torch.autograd.grad(loss, point, allow_unused=True)[0] if loss.requires_grad else None
-    if grad is None:
-        raise RobustevalError(
-            "the model's output has no gradient with respect to its input (detached, no_grad or not in torch), "
-            "so gradient attacks would prove nothing."
+    size, saturated = _slope(model, x, y, margin_loss), _slope(model, x, y, cross_entropy)
+    if size is None or saturated is None:
+        yield _ours(
+            "no-gradient",
+            "error",
+            "The model's output has no gradient with respect to its input (detached, no_grad or not in torch).",
+            "Gradient attacks would prove nothing; use a suite of score- or decision-based ones.",
         )
-    size = grad.flatten(1).abs().sum(1)
+        return
     if not size.isfinite().all():
         count = int((~size.isfinite()).sum())
         yield _ours(
@@ -147,55 +151,23 @@ def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Iterable[Finding]
             f"The input gradient is exactly zero on {zero} of {len(x)} samples.",
             "Robustness may be an artefact of vanishing gradients (Carlini et al. 2019, arXiv 1902.06705).",
         )
+    flat = int(((saturated == 0) & (size != 0)).sum())
+    if flat:
+        yield _ours(
+            "saturated-loss",
+            "info",
+            f"The gradient of cross-entropy vanishes in float32 on {flat} of {len(x)} samples, that of the margin not.",
+            "Attacks on cross-entropy stand still there; those on margins or DLR do not.",
+        )
 
 
-@dataclass
-class _Messages:
-    """Stands in for AutoAttack's logger."""
-
-    seen: list[str] = field(default_factory=list)
-
-    def warning(self, message: str) -> None:
-        self.seen.append(message)
-
-
-_ADVICE = "See AutoAttack's documentation of its flags."
-
-
-def _theirs(name: str, messages: _Messages) -> list[Finding]:
-    return [
-        Finding(name=name, severity="warning", origin="autoattack", message=message, advice=_ADVICE)
-        for message in messages.seen
-    ]
-
-
-def _autoattack(model: nn.Module, x: Tensor, y: Tensor) -> list[Finding]:
-    """Run AutoAttack's checks on the model's outputs, range and dynamics."""
-    found = []
-    randomised, proportions, dynamic = _Messages(), _Messages(), _Messages()
-    with torch.no_grad():
-        checks.check_randomized(model, x, y, bs=len(x), logger=randomised)
-        checks.check_range_output(model, x, logger=proportions)
-        tracer = sys.gettrace()
-        checks.funcs.update(dict.fromkeys(checks.funcs, 0))  # they count over the whole process, never reset
-        try:
-            checks.check_dynamic(model, x, logger=dynamic)
-        finally:
-            sys.settrace(tracer)
-    for name, messages in (("randomized", randomised), ("range-output", proportions), ("dynamic", dynamic)):
-        found += _theirs(name, messages)
-    return found
-
-
-def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[Finding]:
-    """Run AutoAttack's check that black-box Square found little that gradient attacks did not."""
-    left, accuracy = clean, {"clean": clean / total}
-    for stage in stages:
-        left -= stage.closed if stage.kind == "attack" else 0
-        accuracy[stage.name] = left / total
-    messages = _Messages()
-    checks.check_square_sr(accuracy, logger=messages)
-    return _theirs("square-success", messages)
+def _slope(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """Return the L1 norms (N,) of the gradients of ``loss`` at ``x``, None where there is no gradient to take."""
+    point = x.clone().requires_grad_()
+    with torch.enable_grad():
+        value = loss(model(point), y).sum()
+    grad = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+    return None if grad is None else grad.flatten(1).abs().sum(1)
 
 
 def training_alarms(training: Mapping[str, Any]) -> list[Finding]:
@@ -204,6 +176,25 @@ def training_alarms(training: Mapping[str, Any]) -> list[Finding]:
     told = [alarm[:300] for alarm in stated[:MAX_ALARMS] if isinstance(alarm, str)] if isinstance(stated, list) else []
     advice = "See the training run's history; a checkpoint from before the collapse may still be sound."
     return [_ours("training-alarm", "warning", f"Its training raised an alarm: {alarm}.", advice) for alarm in told]
+
+
+def foreseen(findings: Iterable[Finding], repeated: bool, gradient_free: bool) -> list[Finding]:
+    """Return the findings, those as mere information that the suite is made for.
+
+    A suite that decides by ``repeated`` evaluations is for randomised models, a ``gradient_free`` one for those without
+    a gradient.
+    """
+    answers = {}
+    if repeated:
+        answers["randomised"] = "The suite decides every sample by repeated fresh evaluations."
+    if gradient_free:
+        answers["no-gradient"] = "No attack of the suite needs it."
+    return [
+        finding.model_copy(update={"severity": "info", "advice": answers[finding.name]})
+        if finding.name in answers
+        else finding
+        for finding in findings
+    ]
 
 
 def check_allowed(names: Sequence[str]) -> None:

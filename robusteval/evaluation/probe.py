@@ -31,10 +31,15 @@ def failures(what: str) -> Iterator[None]:
 
 @dataclass
 class Passes:
-    """Images sent forward and backward through the network so far."""
+    """Images sent forward and backward through the network so far.
+
+    ``zero`` and ``non_finite`` of the backward ones came back with an input gradient of zero, NaN or infinity.
+    """
 
     forward: int = 0
     backward: int = 0
+    zero: int = 0
+    non_finite: int = 0
 
 
 class Probe(nn.Module):
@@ -55,6 +60,9 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 logits (N, K) for images (N, C, H, W) in [0,1]."""
         self.passes.forward += len(x)
+        if x.requires_grad:
+            x = x.view_as(x)  # a hook on the caller's own tensor would outlive this call
+            x.register_hook(self._look_at)  # type: ignore[no-untyped-call]
         logits = self._split(x) if len(x) > self.batch_size else self._call(x)
         if logits.requires_grad:
             logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
@@ -62,6 +70,11 @@ class Probe(nn.Module):
 
     def _count_backward(self, grad: Tensor) -> None:
         self.passes.backward += len(grad)
+
+    def _look_at(self, grad: Tensor) -> None:
+        size = grad.detach().flatten(1).abs().amax(1)
+        self.passes.zero += int((size == 0).sum())
+        self.passes.non_finite += int((~size.isfinite()).sum())
 
     def _call(self, x: Tensor) -> Tensor:
         logits: Any = self.model(x)

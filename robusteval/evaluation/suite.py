@@ -14,7 +14,7 @@ from robusteval.attacks.base import Attack
 from robusteval.catalog import Catalog, first_problem, parameters
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import UsageError, unknown
-from robusteval.report import StageSpec, SuiteFacts
+from robusteval.report import Repeat, StageSpec, SuiteFacts
 from robusteval.runs import digest
 from robusteval.settings import Settings
 from robusteval.suites import suite_files
@@ -49,6 +49,7 @@ class _SuiteFile(Settings):
     reference: str = ""
     about: str = ""
     skip_certified: bool = False
+    repeat: Repeat | None = None
     stages: tuple[_StageEntry, ...]
 
     @model_validator(mode="after")
@@ -57,6 +58,10 @@ class _SuiteFile(Settings):
         repeated = {name for name in names if names.count(name) > 1 or name in ("", "clean")}
         if repeated:
             raise ValueError(f"stage name '{repeated.pop()}' is repeated, empty or reserved")
+        if self.repeat and self.repeat.needed > self.repeat.evaluations:
+            raise ValueError(f"{self.repeat.evaluations} evaluations cannot give confidence {self.repeat.confidence}")
+        if self.repeat and any(stage.certifier for stage in self.stages):
+            raise ValueError("a certifier proves nothing about a randomised model; take 'repeat' or the certifier out")
         return self
 
 
@@ -69,12 +74,18 @@ class Stage:
     run: Attack | Certifier
 
 
+def is_gradient_free(stage: Stage) -> bool:
+    """Say whether a stage is an attack that takes no gradient of the model."""
+    return bool(getattr(stage.run, "gradient_free", False))
+
+
 @dataclass(frozen=True)
 class Suite:
     """Ordered stages for one threat model.
 
     With ``skip_certified`` a proved sample is not attacked; otherwise
-    attacks also run on proved samples, and a break there is a soundness contradiction.
+    attacks also run on proved samples, and a break there is a soundness contradiction. ``repeat`` decides samples by
+    repeated evaluations, for randomised models.
     """
 
     name: str
@@ -82,6 +93,7 @@ class Suite:
     reference: str
     skip_certified: bool
     specs: tuple[StageSpec, ...]
+    repeat: Repeat | None = None
 
     @property
     def certifying(self) -> bool:
@@ -89,9 +101,14 @@ class Suite:
         return any(spec.kind == "certifier" for spec in self.specs)
 
     @property
+    def gradient_free(self) -> bool:
+        """Whether no attack needs the model's gradient."""
+        return all(is_gradient_free(stage) for stage in self.stages() if stage.kind == "attack")
+
+    @property
     def sha256(self) -> str:
         """Hash of everything that decides what runs."""
-        return suite_digest(self.specs, self.skip_certified)
+        return suite_digest(self.specs, self.skip_certified, self.repeat)
 
     def stages(self) -> list[Stage]:
         """Build the plug-ins."""
@@ -106,13 +123,15 @@ class Suite:
             sha256=self.sha256,
             stages=self.specs,
             skip_certified=self.skip_certified,
+            repeat=self.repeat,
             adaptations=tuple(adaptations),
         )
 
 
-def suite_digest(specs: Iterable[StageSpec], skip_certified: bool) -> str:
+def suite_digest(specs: Iterable[StageSpec], skip_certified: bool, repeat: Repeat | None) -> str:
     """Return the SHA-256 that identifies a suite."""
-    return digest({"stages": [spec.model_dump() for spec in specs], "skip_certified": skip_certified})
+    decided = {"repeat": repeat.model_dump()} if repeat else {}
+    return digest({"stages": [spec.model_dump() for spec in specs], "skip_certified": skip_certified, **decided})
 
 
 def _build(spec: StageSpec) -> Attack | Certifier:
@@ -143,7 +162,7 @@ def load_suite(name: str, threat: ThreatModel) -> Suite:
         raise unknown("suite", name, shipped)
     content = _read(path)
     specs = tuple(entry.spec() for entry in content.stages if threat.norm in entry.norms)
-    suite = Suite(name, content.title, content.reference, content.skip_certified, specs)
+    suite = Suite(name, content.title, content.reference, content.skip_certified, specs, content.repeat)
     if not specs:
         raise UsageError(f"suite '{name}' has no stage for {threat.norm.value}.")
     for stage in suite.stages():

@@ -203,7 +203,7 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
             yield f"{name} accuracy is stated as {_show(stated)}, the rows give {_show(counted)}"
     if dict(report.results.verdicts) != dict(expected.verdicts):
         yield "the counts of verdicts do not follow from the rows"
-    if suite_digest(report.suite.stages, report.suite.skip_certified) != report.suite.sha256:
+    if suite_digest(report.suite.stages, report.suite.skip_certified, report.suite.repeat) != report.suite.sha256:
         yield "the suite's hash does not match its stages"
     if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
         yield f"the suite is called '{report.suite.name}' but is not the suite of that name"

@@ -71,16 +71,33 @@ class Loader(Protocol):
         ...
 
 
+class _InFloat32(nn.Module):
+    """A module of another precision as one that takes and returns float32."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.dtype = module, dtype
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's logits; whatever else it returns is passed on."""
+        logits = self.module(x.to(self.dtype))
+        return logits.float() if isinstance(logits, Tensor) else logits
+
+
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[nn.Module]:
-    """Put ``module`` in eval mode with no parameter gradients; afterwards every flag is as it was found."""
+    """Put ``module`` in eval mode with no parameter gradients; afterwards every flag is as it was found.
+
+    A module whose weights have another precision than float32 is yielded as one that takes and returns float32.
+    """
     modes = {part: part.training for part in module.modules()}
     flags = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    dtype = next((flag.dtype for flag in flags if flag.is_floating_point()), torch.float32)
     module.eval()
     for parameter in flags:
         parameter.requires_grad_(False)
     try:
-        yield module
+        yield module if dtype is torch.float32 else _InFloat32(module, dtype).eval()
     finally:
         for part, mode in modes.items():
             part.training = mode
@@ -92,9 +109,9 @@ def check_fit(module: nn.Module, shape: Shape, num_classes: int, what: str) -> N
     """Raise `RobustevalError` unless ``module`` gives two grey images ``num_classes`` finite logits each."""
     reference = next(module.parameters(), torch.zeros(1))
     blank = torch.full((2, *shape), 0.5, device=reference.device)
-    with torch.no_grad(), frozen(module):
+    with torch.no_grad(), frozen(module) as network:
         try:
-            logits = module(blank)
+            logits = network(blank)
         except Exception as error:  # the module may be anybody's code
             raise RobustevalError(f"{what} does not accept inputs of shape {shape}: {summary(error)}") from error
     got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -11,6 +11,7 @@ from robusteval.render._text import (
     accuracies,
     cost,
     placement,
+    ruling,
     stage_rows,
     subject,
 )
@@ -25,7 +26,8 @@ def render(report: Report) -> str:
         _table(("", "accuracy", "95 % interval", "samples"), accuracies(report)) + f"\n\n`{BRACKET}`",
         f"## {_escape(report.suite.title)}\n\n{_escape(report.suite.reference)}\n\n"
         + _table(STAGE_HEADER, stage_rows(report))
-        + f"\n\n{STAGE_LEGEND}. {cost(report)}.",
+        + f"\n\n{STAGE_LEGEND}. {cost(report)}."
+        + (f"\n\n{decided}" if (decided := ruling(report)) else ""),
         "## Findings\n\n" + _findings(report),
         "## Baselines\n\n" + _baselines(report),
         "## Provenance\n\n" + _provenance(report),

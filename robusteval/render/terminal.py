@@ -13,6 +13,7 @@ from robusteval.render._text import (
     accuracies,
     cost,
     placement,
+    ruling,
     stage_rows,
     subject,
 )
@@ -23,6 +24,8 @@ def render(report: Report) -> RenderableType:
     """Return the result table, the stages, the findings and the place among RobustBench entries."""
     parts: list[RenderableType] = [Text(subject(report), style="bold"), _results(report), _stages(report)]
     parts.append(Text(cost(report)))
+    if decided := ruling(report):
+        parts.append(Text(decided))
     parts += [Text(f"adapted: {text}", style="yellow") for text in report.suite.adaptations]
     for finding in report.findings:
         style = {"error": "red", "warning": "yellow", "info": ""}[finding.severity]

@@ -1,0 +1,66 @@
+"""What the stages of a finished run say about how far its numbers can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from robusteval.evaluation.flags import square_check
+from robusteval.evaluation.suite import Stage, Suite, is_gradient_free
+from robusteval.report import Finding, Origin, Results, Severity, StageResult
+
+LIBRARIES: Mapping[str, Origin] = {"autoattack": "autoattack", "foolbox": "foolbox"}
+"""Plug-in -> whose word its warnings are."""
+
+FEW = 0.05
+"""Share of samples, or of gradients, up to which a stage's oddity is put down to chance."""
+
+
+def aftermath(results: Results, done: Sequence[StageResult], suite: Suite, classes: int) -> Iterator[Finding]:
+    """Yield findings on a run over ``classes`` classes whose stages did what ``done`` says."""
+    if results.clean.low <= 1 / classes:
+        message = f"Clean accuracy {results.clean.rate:.1%} may be that of guessing among {classes} classes."
+        advice = "Check normalisation (mean and std), class order, architecture and data."
+        yield _finding("near-chance", "warning", message, advice)
+    yield from square_check(results.clean.count, done, results.clean.total)
+    for stage, spec in zip(done, suite.specs, strict=True):
+        for text in stage.warnings:
+            origin = LIBRARIES.get(spec.plugin, "robusteval")
+            yield Finding(name=stage.name, severity="warning", origin=origin, message=text, advice="")
+        yield from _oddities(stage)
+    yield from _without_gradients(done, suite.stages())
+
+
+def _oddities(stage: StageResult) -> Iterator[Finding]:
+    if stage.non_finite:
+        message = f"{stage.name} ended at NaN or infinite inputs on {stage.non_finite} samples, left unbroken."
+        advice = "The model's gradient is probably NaN near them, so their robustness is an artefact."
+        yield _finding("non-finite-candidates", "error", message, advice)
+    if stage.non_finite_gradients:
+        message = f"{stage.name} met NaN or infinite input gradients in {stage.non_finite_gradients} backward passes."
+        advice = "It could not move there; see which operation of the model is not differentiable."
+        severity: Severity = "error" if stage.non_finite_gradients > FEW * stage.backward else "warning"
+        yield _finding("non-finite-gradients", severity, message, advice)
+    if stage.zero_gradients > FEW * stage.backward:
+        share = stage.zero_gradients / stage.backward
+        message = f"{share:.0%} of the input gradients that {stage.name} took are exactly zero."
+        advice = "The attack stood still there, so robustness may be an artefact; try attacks without gradients."
+        yield _finding("zero-gradients", "warning", message, advice)
+    if stage.rejected:
+        message = f"{stage.name} returned {stage.rejected} misclassified inputs outside the threat model."
+        yield _finding("rejected-candidates", "warning", message, "They were not counted as breaks.")
+
+
+def _without_gradients(done: Sequence[StageResult], stages: Sequence[Stage]) -> Iterator[Finding]:
+    """Yield a finding where an attack without gradients breaks what attacks with them, run before, did not."""
+    followed = False
+    for result, stage in zip(done, stages, strict=True):
+        if not is_gradient_free(stage):
+            followed = followed or stage.kind == "attack"
+        elif followed and result.closed > max(2, FEW * result.entered):
+            message = f"{result.name} broke {result.closed} of {result.entered} samples that gradient attacks had left."
+            advice = "Gradients are probably masked, so the accuracy is an upper bound that adaptive attacks may lower."
+            yield _finding("black-box-beats-white-box", "warning", message, advice)
+
+
+def _finding(name: str, severity: Severity, message: str, advice: str) -> Finding:
+    return Finding(name=name, severity=severity, origin="robusteval", message=message, advice=advice)

@@ -1,0 +1,129 @@
+"""Do the model's gradients lead anywhere? Short attacks whose outcome on an honest model is known.
+
+Each sign by itself may have another cause; together they name a model whose robustness may be an artefact of masked
+gradients (Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 1902.06705).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.attacks._losses import margin_loss
+from robusteval.attacks._steps import ascend
+from robusteval.attacks.square import Square
+from robusteval.report import Finding
+from robusteval.rng import SampleRng
+from robusteval.threat import Norm, ThreatModel
+
+SAMPLES, STEPS, QUERIES = 32, 20, 100
+FEW = 0.1
+"""Share of the samples up to which a sign is put down to chance."""
+
+ADVICE = {
+    "loss-does-not-increase": "Gradient attacks do not get going; look for quantisation, saturation or cut gradients.",
+    "large-eps-survivors": "In so large a ball every input is adversarial for some sample; the search is led astray.",
+    "rises-with-eps": "A larger ball holds the smaller one, so the attack fails in it; try more steps and restarts.",
+    "black-box-beats-white-box": "What needs no gradients should not win; believe score- and decision-based attacks.",
+}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The samples that the model gets right, and how their margin losses fare."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def loss(self, point: Tensor) -> Tensor:
+        value: Tensor = margin_loss(self.model(point), self.y)
+        return value
+
+    def climb(self, threat: ThreatModel, steps: int, size: float) -> Tensor:
+        """Return the margin losses at the end of a PGD from the clean inputs, ``size`` in units of eps."""
+        end = ascend(self.loss, self.x, self.x, threat, steps, size * threat.radius)
+        with torch.no_grad():
+            return self.loss(threat.hold(self.x, end))
+
+    def many(self, samples: Tensor) -> bool:
+        """Whether a mask marks more samples than chance would."""
+        return int(samples.sum()) > max(1, FEW * len(samples))
+
+
+def signs(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Finding]:
+    """Return a finding for every sign of masked gradients, and one that names the model as suspect if there is any.
+
+    ``x`` (N, C, H, W) and ``y`` (N,) are the first samples, of which up to `SAMPLES` that ``model`` gets right are
+    tried. Needs input gradients and a convex ball; returns nothing where there are none.
+    """
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).nonzero().squeeze(1)[:SAMPLES]
+    if not threat.convex or not len(right):
+        return []
+    trial = _Trial(model, x[right], y[right])
+    found = [_finding(name, message) for name, message in _signs(trial, threat)]
+    return [*found, _suspect(found)] if found else []
+
+
+def _signs(trial: _Trial, threat: ThreatModel) -> Iterator[tuple[str, str]]:
+    with torch.no_grad():
+        before = trial.loss(trial.x)
+    after = trial.climb(threat, STEPS, 0.25)
+    count = len(trial.x)
+    stuck = after <= before
+    if trial.many(stuck):
+        message = f"PGD on the margin does not raise the loss of {int(stuck.sum())} of {count} samples at all."
+        yield "loss-does-not-increase", message
+    whole = trial.climb(_whole_box(threat, trial.x), 2 * STEPS, 1 / STEPS)
+    if trial.many(whole < 0):
+        yield (
+            "large-eps-survivors",
+            f"PGD over the whole input range leaves {int((whole < 0).sum())} of {count} samples.",
+        )
+    wider = trial.climb(_times(threat, 4), STEPS, 0.25)
+    if trial.many((wider < 0) & (after >= 0)):
+        rises = int(((wider < 0) & (after >= 0)).sum())
+        yield "rises-with-eps", f"PGD breaks {rises} of {count} samples at eps {threat.label} but not at 4 times that."
+    searched = Square(queries=QUERIES)(trial.model, trial.x, trial.y, threat, _rng(count)).candidates
+    with torch.no_grad():
+        only = (trial.loss(searched) >= 0) & (after < 0)
+    if trial.many(only):
+        message = f"Square with {QUERIES} queries breaks {int(only.sum())} of {count} samples that PGD does not."
+        yield "black-box-beats-white-box", message
+
+
+def _rng(count: int) -> SampleRng:
+    return SampleRng(0, tuple(range(count)), 0)
+
+
+def _times(threat: ThreatModel, factor: int) -> ThreatModel:
+    eps = threat.eps * factor
+    return replace(threat, eps=min(eps, Fraction(1)) if threat.norm is Norm.LINF else eps)
+
+
+def _whole_box(threat: ThreatModel, x: Tensor) -> ThreatModel:
+    """Return the threat model whose ball around any input holds all of [0,1]^d."""
+    size = x[0].numel()
+    reach = {Norm.LINF: 1, Norm.L2: math.isqrt(size) + 1, Norm.L1: size}[threat.norm]
+    return replace(threat, eps=Fraction(reach), label=str(reach))
+
+
+def _finding(name: str, message: str) -> Finding:
+    return Finding(name=name, severity="warning", origin="robusteval", message=message, advice=ADVICE[name])
+
+
+def _suspect(found: list[Finding]) -> Finding:
+    names = ", ".join(finding.name for finding in found)
+    return Finding(
+        name="masked-gradients",
+        severity="warning",
+        origin="robusteval",
+        message=f"SUSPECT: the model seems to mask its gradients ({names}); its robust accuracy may be an artefact.",
+        advice="Believe only attacks that do not follow its gradients, and adapt the attack to the defence.",
+    )

@@ -1,0 +1,156 @@
+"""A gallery of broken defences, each named by a finding, and honest nets that none is raised against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import fit, make_model, shared
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robusteval.datasets.base import Split
+from robusteval.datasets.open import open_dataset
+from robusteval.evaluation.preflight import SAMPLES, inspect
+from robusteval.models.base import frozen
+from robusteval.models.io import load_model
+from robusteval.report import Finding
+from robusteval.settings import PluginSpec
+from robusteval.threat import ThreatModel
+
+LINF = ThreatModel.parse("Linf", "0.1")
+
+
+def findings(model: nn.Module, split: Split, threat: ThreatModel = LINF) -> list[Finding]:
+    x, y = split.images(slice(0, SAMPLES)), split.labels[:SAMPLES]
+    with frozen(model) as module, torch.random.fork_rng():
+        torch.manual_seed(0)
+        return inspect(module, x, y, split.info.num_classes, False, threat)
+
+
+Twist = Callable[[Tensor], Tensor]
+
+
+class Defence(nn.Module):
+    """A net with something done to its input and its output."""
+
+    def __init__(self, net: nn.Module, before: Twist = lambda x: x, after: Twist = lambda z: z) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+class Reversed(torch.autograd.Function):
+    """The identity, whose gradient points the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return -grad
+
+
+def resized(x: Tensor) -> Tensor:
+    """Shrink by a random factor and pad at a random place (Xie et al. 2018)."""
+    side = x.shape[2]
+    new = int(torch.randint(side - 2, side + 1, ()))
+    left, top = (int(torch.randint(0, side - new + 1, ())) for _ in range(2))
+    return F.pad(F.interpolate(x, size=(new, new)), (left, side - new - left, top, side - new - top))
+
+
+def confident(z: Tensor) -> Tensor:
+    """Raise the winner so far that only its own logit has a gradient, and that a constant one."""
+    return z + 30 * F.one_hot(z.argmax(1), z.shape[1])
+
+
+GALLERY: dict[str, tuple[dict[str, Twist], str]] = {
+    "input quantisation": ({"before": lambda x: (x * 7).round() / 7}, "zero-gradients"),
+    "softmax at temperature 1e-3": ({"after": lambda z: (z / 1e-3).softmax(1)}, "probabilities"),
+    "half-precision softmax": ({"after": lambda z: z.bfloat16().softmax(1).float()}, "probabilities"),
+    "random resizing": ({"before": resized}, "randomised"),
+    "a step cut off from the gradient": ({"before": lambda x: (x * 15).round().detach() / 15}, "no-gradient"),
+    "log-softmax output": ({"after": lambda z: z.log_softmax(1)}, "log-probabilities"),
+    "noise at inference": ({"before": lambda x: x + 0.1 * torch.randn_like(x)}, "randomised"),
+    "a detector that answers with one class": (
+        {"after": lambda z: 10.0 * F.one_hot(z.argmax(1), z.shape[1])},
+        "no-gradient",
+    ),
+    "logits beyond float32's cross-entropy": ({"after": lambda z: 1e3 * z}, "saturated-loss"),
+    "a gradient that points the wrong way": ({"before": Reversed.apply}, "loss-does-not-increase"),
+    "ripples on the input": ({"before": lambda x: x + 0.02 * torch.sin(400 * x)}, "masked-gradients"),
+    "statistics of the batch": ({"after": lambda z: z - z.mean(0, keepdim=True) * 0.5}, "batch-dependent"),
+}
+MASKED = {
+    "input quantisation",
+    "softmax at temperature 1e-3",
+    "a gradient that points the wrong way",
+    "ripples on the input",
+}
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_broken_defence_is_caught(digits_net: nn.Module, digits: Split, name: str) -> None:
+    twists, expected = GALLERY[name]
+    found = {finding.name: finding for finding in findings(Defence(digits_net, **twists), digits)}
+    assert expected in found
+    assert ("masked-gradients" in found) == (name in MASKED)
+    if name in MASKED:
+        assert found["masked-gradients"].message.startswith("SUSPECT")
+
+
+def plain(steps: int, noise: float) -> nn.Module:
+    train = open_dataset("digits").load("train")
+    model = make_model(train)
+    fit(model, train, steps, noise)
+    return model
+
+
+def other(steps: int, *layers: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(*(layer() for layer in layers))
+    fit(model, open_dataset("digits").load("train"), steps, 0.0)
+    return model
+
+
+def perceptron() -> nn.Module:
+    return other(200, nn.Flatten, lambda: nn.Linear(64, 100), nn.Tanh, lambda: nn.Linear(100, 10))
+
+
+def normalised() -> nn.Module:
+    """Batch normalisation, smooth activations and pooling."""
+    first, second = (lambda: nn.Conv2d(1, 16, 3, padding=1)), (lambda: nn.Conv2d(16, 32, 3, padding=1))
+    head = (lambda: nn.AdaptiveAvgPool2d(2), nn.Flatten, lambda: nn.Linear(128, 10))
+    return other(60, first, lambda: nn.BatchNorm2d(16), nn.SiLU, second, lambda: nn.BatchNorm2d(32), nn.SiLU, *head)
+
+
+HONEST: dict[str, Callable[[], nn.Module]] = {
+    "trained on noise": lambda: plain(80, 0.15),
+    "trained long on clean images": lambda: plain(400, 0.0),
+    "barely trained": lambda: plain(15, 0.1),
+    "normalised": normalised,
+    "tanh": perceptron,
+}
+NORMS = (("Linf", "0.1"), ("L2", "0.5"), ("L1", "3"))
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_no_finding_is_raised_against_an_ordinary_net(digits: Split, name: str) -> None:
+    model = HONEST[name]()
+    for norm in NORMS:
+        raised = findings(model, digits, ThreatModel.parse(*norm))
+        assert [finding for finding in raised if finding.severity != "info"] == []
+
+
+def test_no_finding_is_raised_against_a_certified_net() -> None:
+    path, data = shared("models/fashion_mnist_wk.pth"), shared("fashion-mnist")
+    split = open_dataset("fashion_mnist", str(data)).load("test").take(slice(0, SAMPLES))
+    model = load_model(str(path), PluginSpec(name="small_cnn"), split.info.shape, 10).module
+    raised = findings(model, split)
+    assert [finding for finding in raised if finding.severity != "info"] == []
