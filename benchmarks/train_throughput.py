@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robusteval.datasets.base import DataInfo, Split, TensorPixels
+from robusteval.datasets.base import Cut, DataInfo, Split, TensorPixels
 from robusteval.models.base import frozen
 from robusteval.provenance import deterministic, environment
 from robusteval.threat import ThreatModel
@@ -64,7 +64,7 @@ def make_plan(objective: str, data: Split, config: TrainConfig) -> Plan:
     """Return a real training plan on ``data``."""
     device = torch.device(config.device)
     threat = ThreatModel.parse("Linf", "8/255")
-    return Plan(config, OBJECTIVES.build(objective), threat, data, data, device, "synthetic")
+    return Plan(config, OBJECTIVES.build(objective), threat, data, data, Cut(held_out=1, seed=0), device, "synthetic")
 
 
 @dataclass
