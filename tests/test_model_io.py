@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robusteval.errors import RobustevalError, UsageError
-from robusteval.models.base import Classifier
+from robusteval.models.base import Classifier, check_fit
 from robusteval.models.io import ZOO, build_model, load_model, save_model, weights_digest
 from robusteval.models.zoo._robustbench_import import _pkg_resources, import_robustbench
 from robusteval.settings import PluginSpec
@@ -356,6 +356,11 @@ def number(): return 3
 def fails(): raise KeyError("weights.pt\\nand more")
 def leaves(): raise SystemExit(9)
 def wants(argument): return Net()
+def scores(images): return images.reshape(len(images), -1)[:, :3]
+def makes_scores(): return scores
+def classes(images): return scores(images).argmax(1)
+def beyond(images): return classes(images) + 7
+def flat(images): return scores(images).ravel()
 value = 5
 """
 
@@ -388,12 +393,27 @@ def test_a_factory_from_the_current_folder(factories: str) -> None:
         ("value", "gave int, not a torch.nn.Module"),
         ("fails", "KeyError"),
         ("leaves", "SystemExit: 9"),
-        ("wants", "TypeError"),
         ("goood", "Did you mean 'good'"),
     ],
 )
 def test_factories_that_fail(factories: str, name: str, said: str) -> None:
     assert said in complaint(f"{factories}:{name}")
+
+
+def test_a_function_of_one_argument_is_a_model_without_gradients(factories: str) -> None:
+    inside = x().requires_grad_()
+    for name in ("scores", "makes_scores"):
+        loaded = load_model(f"{factories}:{name}", None, SHAPE, 3)
+        assert torch.equal(loaded.module(inside), inside.detach().flatten(1)[:, :3])
+        assert not loaded.module(inside).requires_grad
+        check_fit(loaded.module, SHAPE, 3, "it")
+    decided = load_model(f"{factories}:classes", None, SHAPE, 3).module(inside)
+    assert torch.equal(decided.argmax(1), inside.detach().flatten(1)[:, :3].argmax(1))
+    assert set(decided.unique().tolist()) == {0, 1}
+    for name, said in (("beyond", "class 7"), ("wants", "TypeError"), ("flat", "ValueError|expected")):
+        odd = load_model(f"{factories}:{name}", None, SHAPE, 3).module
+        with pytest.raises(RobustevalError, match=said):
+            check_fit(odd, SHAPE, 3, "it")
 
 
 def test_factories_that_cannot_be_imported(factories: str) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @data_options
 @threat_options
 @click.option("--suite", help="Suite name or TOML file.  [default: standard]")
+@click.option("--witnesses", metavar="RUN", help="Try the adversarial inputs of another evaluation first.")
 @click.option("--limit", type=int, help="Evaluate only the first N test images.")
 @click.option("--batch-size", type=int, help="Images on the device at once.  [default: a chunk]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU core]")

@@ -11,16 +11,15 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from torch import Tensor
 
 from robusteval.catalog import first_problem
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.judge import Judgement
 from robusteval.report import SampleRow, StageResult
 from robusteval.runs import write_atomic
+from robusteval.witnesses import WITNESSES
 
-CHUNKS, WITNESSES = "chunks", "witnesses"
+CHUNKS = "chunks"
 
 
 class ChunkResult(BaseModel):
@@ -63,18 +62,6 @@ def load_chunk(run: Path, index: int) -> ChunkResult:
         return ChunkResult.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise RobustevalError(f"'{path}' is damaged ({first_problem(error)}) Delete it and resume.") from error
-
-
-def load_witnesses(path: Path) -> tuple[list[int], Tensor]:
-    """Read a witness file: ids and inputs (M, C, H, W); raise `RobustevalError` when it is damaged."""
-    try:
-        tensors = safetensors.torch.load_file(path)
-        ids, x_adv = tensors["ids"], tensors["x_adv"]
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise RobustevalError(f"witness file '{path}' is damaged: {error}.") from error
-    if ids.dim() != 1 or ids.dtype != torch.int64 or x_adv.dim() != 4:
-        raise RobustevalError(f"witness file '{path}' holds {tuple(ids.shape)} ids and {tuple(x_adv.shape)} inputs.")
-    return ids.tolist(), x_adv
 
 
 def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResult, ...]:

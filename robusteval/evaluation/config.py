@@ -19,6 +19,7 @@ class EvalConfig(Settings):
 
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
     chunk), ``limit`` the number of test images from the start (None: all).
+    ``witnesses`` is the folder of another evaluation whose adversarial inputs are tried first.
     ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
     ``model``, ``dataset``, ``norm`` and ``eps`` may be None until `defaults.fill_in` has filled them in.
     """
@@ -33,6 +34,7 @@ class EvalConfig(Settings):
     norm: str | None = None
     eps: Budget | None = None
     suite: str = "standard"
+    witnesses: str | None = None
     limit: int | None = None
     seed: int = 0
     chunk_size: int = 250

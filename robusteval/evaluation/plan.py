@@ -89,6 +89,8 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
         raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     suite = load_suite(config.suite, threat)
+    if config.witnesses:
+        suite = suite.after_transfer(config.witnesses)
     if model is None:
         sizes = (info.shape, info.num_classes)
         model = load_model(str(config.model), config.architecture, *sizes, mean=config.mean, std=config.std)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
 from robusteval.attacks.base import Attack
+from robusteval.attacks.transfer import witnesses_digest
 from robusteval.catalog import Catalog, first_problem, parameters
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import UsageError, unknown
@@ -20,6 +21,7 @@ from robusteval.settings import Settings
 from robusteval.suites import suite_files
 from robusteval.threat import Norm, ThreatModel
 
+TRANSFER = "transfer"
 ATTACKS = Catalog("attack", "attacks")
 CERTIFIERS = Catalog("certifier", "certifiers")
 
@@ -113,6 +115,12 @@ class Suite:
     def stages(self) -> list[Stage]:
         """Build the plug-ins."""
         return [Stage(spec.name, spec.kind, _build(spec)) for spec in self.specs]
+
+    def after_transfer(self, run: str) -> Suite:
+        """Return the suite that first tries the witnesses in the folder ``run`` of another evaluation."""
+        params = {"run": run, "sha256": witnesses_digest(run)}
+        _build(spec := StageSpec(name=TRANSFER, kind="attack", plugin=TRANSFER, params=params))
+        return replace(self, name=f"{self.name}+{TRANSFER}", specs=(spec, *self.specs))
 
     def facts(self, adaptations: Iterable[str]) -> SuiteFacts:
         """Describe the suite in a report."""

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from robusteval.catalog import first_problem, resource_folder
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
-from robusteval.evaluation.chunks import CHUNKS, WITNESSES, load_witnesses
+from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.compare import compare
 from robusteval.evaluation.judge import SURVIVED
 from robusteval.evaluation.suite import load_suite, suite_digest
@@ -29,6 +29,7 @@ from robusteval.runs import LOCK, file_digest, read_json, write_json
 from robusteval.suites import suite_files
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict
+from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
 MANIFEST = "manifest.json"
 _UNSEALED = {MANIFEST, "events.jsonl", "config.json"}
@@ -250,7 +251,7 @@ def _enters(row: SampleRow, stage: StageResult, order: Mapping[str, int], skip_c
 def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:
     broken = {row.id for row in rows if row.verdict is Verdict.BROKEN}
     stored: Counter[int] = Counter()
-    for path in sorted((folder / WITNESSES).glob("*.safetensors")):
+    for path in witness_files(folder):
         ids, x_adv = load_witnesses(path)
         stored.update(ids)
         if tuple(x_adv.shape) != (len(ids), *report.data.shape) or x_adv.dtype != torch.float32:

@@ -218,7 +218,7 @@ def _from_source(spec: str, shape: Shape, num_classes: int, params: Mapping[str,
     if not is_factory(spec):
         known = f"{', '.join(ZOO.names())}, or package.module:factory"
         raise UsageError(f"unknown model source '{source}'.{nearest(source, ZOO.names())} Known: {known}.")
-    return load_factory(spec, ZOO.names())
+    return load_factory(spec, ZOO.names(), num_classes)
 
 
 def _unresolved(spec: str, path: Path) -> UsageError:
