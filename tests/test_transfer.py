@@ -43,6 +43,15 @@ params = { queries = 200 }
 """
 
 
+FEW = """
+title = "L0"
+[[stages]]
+name = "fmn"
+attack = "fmn"
+params = { steps = 20 }
+"""
+
+
 def report_of(cli: Cli, *arguments: str | Path) -> dict[str, Any]:
     done = cli(*ASKED, *arguments, "--json")
     assert done.returncode == 0, done.stderr
@@ -98,3 +107,21 @@ def test_a_function_is_attacked_by_its_scores_and_gradient_attacks_are_refused(
     assert box["results"] == net["results"]
     assert box["results"]["verdicts"]["broken"] > 5
     assert box["stages"][0]["forward"] <= 200 * box["stages"][0]["entered"] + 2 * 40
+
+
+def test_l0_from_the_command_to_the_checked_report(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.toml").write_text(
+        'title = "L0"\n[[stages]]\nname = "fmn"\nattack = "fmn"\nparams = { steps = 20 }\n'
+    )
+    asked = ("--model", model_folder, "--norm", "L0", "--eps", "6", "--suite", "few.toml", "--out", "few")
+    report = report_of(cli, *asked)
+    assert report["threat"]["norm"] == "L0"
+    assert report["results"]["verdicts"]["broken"] > 5
+    assert "L0" in report["baselines"]["reason"]
+    rows = [json.loads(line) for line in (tmp_path / "few" / "samples.jsonl").read_text().splitlines()]
+    assert {row["adv_distance"] for row in rows if row["verdict"] == "broken"} <= {1, 2, 3, 4, 5, 6}
+    assert cli("validate", "few").returncode == 0
+    for suite in ("standard", "rand"):
+        refused = cli(*ASKED, "--model", model_folder, "--norm", "L0", "--eps", "6", "--suite", suite)
+        assert (refused.returncode, one_sentence(refused.stderr)) == (2, True)
+        assert f"'{suite}' has no stage for L0" in refused.stderr

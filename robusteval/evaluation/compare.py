@@ -35,9 +35,11 @@ def compare(
 
 
 def _not_comparable(stages: tuple[StageSpec, ...], findings: Iterable[Finding], threat: ThreatModel) -> str | None:
-    doubts = sorted({finding.name for finding in findings if finding.severity == "error"})
+    doubts = sorted({one.name for one in findings if one.severity == "error" or one.name == "masked-gradients"})
     if doubts:
         return f"the result is doubtful ({', '.join(doubts)})."
+    if not threat.convex:
+        return f"RobustBench has no entries for {threat.norm.value}."
     standard = load_suite("standard", threat).specs
     if not all(spec in stages for spec in standard):
         return "the suite does not contain AutoAttack standard, by which RobustBench ranks."

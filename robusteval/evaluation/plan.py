@@ -119,7 +119,8 @@ def preflight(plan: Plan) -> list[Finding]:
     """Run the checks on the first samples; raise `RobustevalError` for what is not allowed."""
     x, y = plan.split.images(slice(0, SAMPLES)).to(plan.device), plan.split.labels[:SAMPLES].to(plan.device)
     found_training = plan.model.module.training
-    with deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
+    drawing = seeded(derive_seed(plan.config.seed, "preflight"), plan.device)
+    with deterministic(threads=1), drawing, frozen(plan.model.module) as module, failures("the model"):
         findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
     findings = foreseen(findings, plan.suite.repeat is not None, plan.suite.gradient_free)
     findings += training_alarms(plan.model.training)
@@ -127,9 +128,13 @@ def preflight(plan: Plan) -> list[Finding]:
     return findings
 
 
+def _randomised(plan: Plan) -> bool:
+    return plan.suite.repeat is not None or "randomised" in plan.config.allow
+
+
 def _behaviour(plan: Plan) -> str:
     """Hash the logits of the first samples, in thousandths: code that computes something else shows here."""
-    if plan.suite.repeat or "randomised" in plan.config.allow:
+    if _randomised(plan):
         return "randomised"
     x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
     with torch.no_grad(), deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
@@ -148,4 +153,6 @@ def identity(plan: Plan) -> dict[str, object]:
         "data_sha256": plan.split.content_hash,
         "logits_sha256": _behaviour(plan),
         "suite_sha256": plan.suite.sha256,
+        # how a batch is split decides in which order a randomised model draws
+        **({"batch_size": plan.batch_size} if _randomised(plan) else {}),
     }

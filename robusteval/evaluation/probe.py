@@ -33,7 +33,8 @@ def failures(what: str) -> Iterator[None]:
 class Passes:
     """Images sent forward and backward through the network so far.
 
-    ``zero`` and ``non_finite`` of the backward ones came back with an input gradient of zero, NaN or infinity.
+    ``zero`` and ``non_finite`` of the backward ones came back with an input gradient of zero, though that of the logits
+    was none, or of NaN or infinity.
     """
 
     forward: int = 0
@@ -60,20 +61,23 @@ class Probe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 logits (N, K) for images (N, C, H, W) in [0,1]."""
         self.passes.forward += len(x)
+        asked: list[Tensor] = []
         if x.requires_grad:
             x = x.view_as(x)  # a hook on the caller's own tensor would outlive this call
-            x.register_hook(self._look_at)  # type: ignore[no-untyped-call]
+            x.register_hook(lambda grad: self._look_at(grad, asked))  # type: ignore[no-untyped-call]
         logits = self._split(x) if len(x) > self.batch_size else self._call(x)
         if logits.requires_grad:
-            logits.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
+            logits.register_hook(lambda grad: self._count_backward(grad, asked))  # type: ignore[no-untyped-call]
         return logits
 
-    def _count_backward(self, grad: Tensor) -> None:
+    def _count_backward(self, grad: Tensor, asked: list[Tensor]) -> None:
         self.passes.backward += len(grad)
+        asked.append(grad.detach().abs().amax(1) > 0)
 
-    def _look_at(self, grad: Tensor) -> None:
+    def _look_at(self, grad: Tensor, asked: list[Tensor]) -> None:
+        """Count what came back; a loss that asks nothing of the logits gets nothing from the model."""
         size = grad.detach().flatten(1).abs().amax(1)
-        self.passes.zero += int((size == 0).sum())
+        self.passes.zero += int(((size == 0) & asked.pop()).sum())
         self.passes.non_finite += int((~size.isfinite()).sum())
 
     def _call(self, x: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class _Trial:
         """Return the margin losses at the end of a PGD from the clean inputs, ``size`` in units of eps."""
         end = ascend(self.loss, self.x, self.x, threat, steps, size * threat.radius)
         with torch.no_grad():
-            return self.loss(threat.hold(self.x, end))
+            return self.loss(threat.hold(self.x, end)).nan_to_num(nan=-torch.inf)  # NaN has led nowhere
 
     def many(self, samples: Tensor) -> bool:
         """Whether a mask marks more samples than chance would."""
