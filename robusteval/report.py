@@ -5,7 +5,7 @@ All rates are fractions in [0, 1], stored in full; eps is stored as it was writt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -130,6 +130,8 @@ class SuiteFacts(Record):
 class StageResult(Record):
     """What a stage did: samples it was given and closed, and candidates the harness could not accept.
 
+    In a run for several budgets a stage has an entry ``name@eps`` for each, or one called ``name`` that served all;
+    ``entered`` and ``closed`` are samples open at its ``eps``, which is None where there is only one budget.
     ``rejected`` candidates were misclassified but outside the threat model, ``non_finite`` ones NaN or infinite.
 
     Its cost is in passes (one image through the network once) and in seconds of one worker; ``zero_gradients`` and
@@ -138,6 +140,7 @@ class StageResult(Record):
 
     name: str
     kind: Literal["attack", "certifier"]
+    eps: str | None = None
     entered: int = Field(ge=0)
     closed: int = Field(ge=0)
     rejected: int = Field(ge=0)
@@ -173,6 +176,15 @@ class Results(Record):
     certified: Rate | None
 
 
+class CurvePoint(Record):
+    """The bracket at one of several budgets, and how many samples each stage closed at it."""
+
+    eps: str
+    radius: float = Field(gt=0)
+    results: Results
+    closed: dict[str, int]
+
+
 class Neighbour(Record):
     """A RobustBench entry; accuracies in percent as published."""
 
@@ -203,7 +215,10 @@ class Comparison(Record):
 
 
 class Report(Record):
-    """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`."""
+    """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`.
+
+    ``results`` are for ``threat``; ``curve`` has, ascending, a point for every budget if there are several.
+    """
 
     schema_version: Literal["1.0"] = "1.0"
     kind: Literal["robusteval-report"] = "robusteval-report"
@@ -219,6 +234,7 @@ class Report(Record):
     threat: ThreatFacts
     suite: SuiteFacts
     results: Results
+    curve: tuple[CurvePoint, ...] = ()
     stages: tuple[StageResult, ...]
     findings: tuple[Finding, ...]
     baselines: Comparison
@@ -232,6 +248,9 @@ class SampleRow(Record):
     ones minus that of wrong ones; ``stage`` closed the sample; ``reason`` says why a sample stayed open. The ``adv_``
     fields describe the witness of a broken sample: its prediction, its margin for the true class (negative or zero)
     and its distance in the threat's norm.
+
+    Where the report has a curve, ``stages`` says what closed the sample at each of its budgets, and the witness is the
+    nearest found, so it may lie beyond the report's eps.
     """
 
     id: int = Field(ge=0)
@@ -240,6 +259,7 @@ class SampleRow(Record):
     margin: float
     verdict: Verdict
     stage: str | None = None
+    stages: tuple[str | None, ...] = ()
     reason: str | None = None
     adv_prediction: int | None = None
     adv_margin: float | None = None
@@ -286,3 +306,9 @@ def count_verdicts(verdicts: Mapping[Verdict, int], certifying: bool) -> Results
         empirical=Rate.of(robust, total),
         certified=Rate.of(certified, total) if certifying else None,
     )
+
+
+def closed_at(eps: str, stages: Iterable[StageResult], curve: Iterable[CurvePoint]) -> dict[str, int]:
+    """Return stage -> how many samples it closed at the budget written ``eps``, which a ``curve`` must have."""
+    at_points = {point.eps: point.closed for point in curve}
+    return at_points[eps] if at_points else {stage.name: stage.closed for stage in stages}

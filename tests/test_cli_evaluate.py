@@ -28,7 +28,7 @@ WRONG: dict[str, tuple[tuple[str, ...], int, str]] = {
     "eps over nothing": (("--eps", "8/0"), 2, "divides by zero"),
     "eps above one": (("--eps", "8"), 2, "above 1"),
     "limit of zero": (("--limit", "0"), 2, "limit"),
-    "tiny batch": (("--batch-size", "2"), 2, "batch_size"),
+    "batch of nothing": (("--batch-size", "0"), 2, "batch_size"),
     "unknown finding": (("--allow", "randomized"), 2, "Did you mean 'randomised'?"),
     "no percentage": (("--fail-under", "nan"), 2, "percentage"),
     "negative seed": (("--seed", "-1"), 2, "seed -1"),

@@ -67,7 +67,7 @@ def test_a_finished_report_is_valid_and_brackets_the_truth(finished: Path) -> No
     assert not (finished / CHUNKS).exists()
 
 
-@pytest.mark.parametrize("batch_size", [16, 17, 24])
+@pytest.mark.parametrize("batch_size", [7, 17, 24, 500])
 def test_batch_size_changes_no_byte(model_folder: Path, finished: Path, tmp_path: Path, batch_size: int) -> None:
     finish(plan_for(model_folder, batch_size=batch_size), tmp_path / "run")
     assert same_evidence(finished, tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 
 import foolbox.attacks as zoo
 import torch
-from foolbox.attacks.base import Attack, FlexibleDistanceMinimizationAttack
+from foolbox.attacks.base import Attack, FlexibleDistanceMinimizationAttack, MinimizationAttack
 from foolbox.attacks.gradient_descent_base import BaseGradientDescent
 from foolbox.attacks.pointwise import PointwiseAttack
 from foolbox.attacks.saltandpepper import SaltAndPepperNoiseAttack
@@ -94,6 +94,11 @@ def draws(cls: type[Any], params: Mapping[str, Any]) -> bool:
 def follows_gradient(cls: type[Any]) -> bool:
     """Say whether the attack needs the model's gradient; the others see predictions or scores only."""
     return not any(part in cls.__name__ for part in _WITHOUT_GRADIENT)
+
+
+def minimises(cls: type[Any]) -> bool:
+    """Say whether the attack looks for the smallest perturbation, whatever eps is."""
+    return issubclass(cls, MinimizationAttack)
 
 
 def takes_start(cls: type[Any]) -> bool:

@@ -11,7 +11,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._foolbox_classes import attack_class, build, descends, draws, follows_gradient, serves, settings
+from robusteval.attacks._foolbox_classes import (
+    attack_class,
+    build,
+    descends,
+    draws,
+    follows_gradient,
+    minimises,
+    serves,
+    settings,
+)
 from robusteval.attacks._foolbox_quarantine import Fault, faults_of, refuse, warnings_of
 from robusteval.attacks._foolbox_run import NoStartError, Run
 from robusteval.attacks.base import AttackResult
@@ -75,6 +84,11 @@ class Foolbox:
     def gradient_free(self) -> bool:
         """Whether Foolbox's attack takes no gradient."""
         return not follows_gradient(attack_class(self.attack))
+
+    @property
+    def minimal(self) -> bool:
+        """Whether Foolbox's attack looks for the smallest perturbation."""
+        return minimises(attack_class(self.attack))
 
     def supports(self, threat: ThreatModel) -> bool:
         """Say whether the attack keeps to this norm, minimises it, or takes any."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 @click.option("--architecture", help="Architecture of a weights file, e.g. small_cnn.")
 @data_options
 @threat_options
+@click.option(
+    "--curve", is_flag=True, default=None, help="Also at 1/4, 1/2, 2 and 4 times eps; or list --eps 2/255,4/255."
+)
 @click.option("--suite", help="Suite name or TOML file.  [default: standard]")
 @click.option("--witnesses", metavar="RUN", help="Try the adversarial inputs of another evaluation first.")
 @click.option("--limit", type=int, help="Evaluate only the first N test images.")
@@ -100,11 +103,13 @@ def _run(plan: Plan, run: RunDir) -> Report:
     from robusteval.evaluation.chunks import ChunkResult
     from robusteval.evaluation.run import evaluate
     from robusteval.evaluation.validate import seal
+    from robusteval.render.eps_curve import write_curve
     from robusteval.render.markdown import render
     from robusteval.runs import write_atomic
     from robusteval.verdict import Verdict
 
-    _console.say(f"suite {plan.suite.name}, {plan.threat}: {len(plan.split)} samples -> {run.path}")
+    asked = f"{plan.threat.norm.value} {', '.join(budget.label for budget in plan.budgets)}"
+    _console.say(f"suite {plan.suite.name}, {asked}: {len(plan.split)} samples -> {run.path}")
     done, robust = 0, 0
     with _console.progress() as bar:
         task = bar.add_task("evaluating", total=len(plan.split), status="")
@@ -120,6 +125,8 @@ def _run(plan: Plan, run: RunDir) -> Report:
 
         report = evaluate(plan, run, told)
     write_atomic(run.path / "report.md", render(report).encode())
+    if report.curve:
+        write_curve(report, run.path)
     seal(run.path)
     return report
 

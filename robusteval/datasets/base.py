@@ -120,6 +120,11 @@ class Dataset(Protocol):
         ...
 
 
+def in_order(split: Split) -> Split:
+    """Return the split with ascending ids, so that nothing depends on how a dataset shuffles its samples."""
+    return split if bool((split.ids.diff() > 0).all()) else split.take(split.ids.argsort())
+
+
 def interleave(labels: Tensor) -> Tensor:
     """Return the order (N,) int64 in which every prefix has each class in its overall proportion.
 

@@ -15,19 +15,31 @@ FEW = 0.05
 """Share of samples, or of gradients, up to which a stage's oddity is put down to chance."""
 
 
-def aftermath(results: Results, done: Sequence[StageResult], suite: Suite, classes: int) -> Iterator[Finding]:
-    """Yield findings on a run over ``classes`` classes whose stages did what ``done`` says."""
+def aftermath(
+    results: Results, done: Sequence[StageResult], closed: Mapping[str, int], suite: Suite, classes: int
+) -> Iterator[Finding]:
+    """Yield findings on a run over ``classes`` classes whose stages did what ``done`` says.
+
+    ``results`` and ``closed``, stage -> samples closed, are those at the run's own eps.
+    """
     if results.clean.low <= 1 / classes:
         message = f"Clean accuracy {results.clean.rate:.1%} may be that of guessing among {classes} classes."
         advice = "Check normalisation (mean and std), class order, architecture and data."
         yield _finding("near-chance", "warning", message, advice)
-    yield from square_check(results.clean.count, done, results.clean.total)
-    for stage, spec in zip(done, suite.specs, strict=True):
-        for text in stage.warnings:
-            origin = LIBRARIES.get(spec.plugin, "robusteval")
-            yield Finding(name=stage.name, severity="warning", origin=origin, message=text, advice="")
-        yield from _oddities(stage)
+    broke = [(_stage(turn), closed.get(turn.name, 0)) for turn in done if turn.kind == "attack"]
+    yield from square_check(results.clean, broke)
+    plugins = {spec.name: spec.plugin for spec in suite.specs}
+    for turn in done:
+        for text in turn.warnings:
+            origin = LIBRARIES.get(plugins[_stage(turn)], "robusteval")
+            yield Finding(name=turn.name, severity="warning", origin=origin, message=text, advice="")
+        yield from _oddities(turn)
     yield from _without_gradients(done, suite.stages())
+
+
+def _stage(turn: StageResult) -> str:
+    """Return the name of the stage whose run at one of several eps this is."""
+    return turn.name.removesuffix(f"@{turn.eps}")
 
 
 def _oddities(stage: StageResult) -> Iterator[Finding]:
@@ -52,12 +64,12 @@ def _oddities(stage: StageResult) -> Iterator[Finding]:
 
 def _without_gradients(done: Sequence[StageResult], stages: Sequence[Stage]) -> Iterator[Finding]:
     """Yield a finding where an attack without gradients breaks what attacks with them, run before, did not."""
-    followed = False
-    for result, stage in zip(done, stages, strict=True):
-        if not is_gradient_free(stage):
-            followed = followed or stage.kind == "attack"
-        elif followed and result.closed > max(2, FEW * result.entered):
-            message = f"{result.name} broke {result.closed} of {result.entered} samples that gradient attacks had left."
+    attacks = [stage for stage in stages if stage.kind == "attack"]
+    first = next((place for place, stage in enumerate(attacks) if not is_gradient_free(stage)), len(attacks))
+    late = {stage.name for stage in attacks[first:] if is_gradient_free(stage)}
+    for turn in done:
+        if _stage(turn) in late and turn.closed > max(2, FEW * turn.entered):
+            message = f"{turn.name} broke {turn.closed} of {turn.entered} samples that gradient attacks had left."
             advice = "Gradients are probably masked, so the accuracy is an upper bound that adaptive attacks may lower."
             yield _finding("black-box-beats-white-box", "warning", message, advice)
 

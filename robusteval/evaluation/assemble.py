@@ -11,6 +11,7 @@ from pathlib import Path
 from robusteval.evaluation.aftermath import aftermath
 from robusteval.evaluation.chunks import chunk_path, load_chunk, merge_stages
 from robusteval.evaluation.compare import compare
+from robusteval.evaluation.curve import curve
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.preflight import refuse_unless_allowed
 from robusteval.models.io import parameter_count, weights_digest
@@ -20,8 +21,10 @@ from robusteval.report import (
     Finding,
     ModelFacts,
     Report,
+    SampleRow,
     StageResult,
     ThreatFacts,
+    closed_at,
     count_verdicts,
 )
 from robusteval.runs import RunDir, write_atomic
@@ -41,16 +44,19 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
     chunks = [load_chunk(run.path, index) for index in plan.chunks]
     rows = [row for chunk in chunks for row in chunk.rows]
     lines = "".join(row.model_dump_json() + "\n" for row in rows)
-    report = _report(plan, Counter(row.verdict for row in rows), merge_stages(c.stages for c in chunks), findings)
+    report = _report(plan, rows, merge_stages(c.stages for c in chunks), findings)
     write_atomic(run.path / SAMPLES, lines.encode())
     write_atomic(run.path / REPORT, (report.model_dump_json(indent=2) + "\n").encode())
     return report
 
 
-def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
+def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
+    counts = Counter(row.verdict for row in rows)
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
+    points = curve(rows, stages, plan.budgets, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
-    findings = [*findings, *aftermath(results, stages, plan.suite, plan.split.info.num_classes)]
+    closed = closed_at(plan.threat.label, stages, points)
+    findings = [*findings, *aftermath(results, stages, closed, plan.suite, plan.split.info.num_classes)]
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
     with deterministic(threads=1):  # as the chunks were judged
@@ -70,6 +76,7 @@ def _report(plan: Plan, counts: Counter[Verdict], stages: tuple[StageResult, ...
         ),
         suite=plan.suite.facts(adaptations),
         results=results,
+        curve=points,
         stages=stages,
         findings=tuple(findings),
         baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results),

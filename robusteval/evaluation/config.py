@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import field_validator
+from pydantic import field_validator, model_validator
 
 from robusteval.errors import UsageError
+from robusteval.evaluation.ladder import largest
 from robusteval.settings import Budget, PluginSpec, Settings
 
 MIN_BATCH = 16
+"""Batches are filled up to this size: below it CPU kernels sum in another order, which would show in the last bit."""
 EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers", "allow"})
 """Settings that say where things are or how to run, and cannot change a verdict."""
 
@@ -18,9 +20,11 @@ class EvalConfig(Settings):
     """Everything `evaluate` can be told.
 
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
-    chunk), ``limit`` the number of test images from the start (None: all).
+    chunk; at least `MIN_BATCH`), ``limit`` the number of test images from the start (None: all).
     ``witnesses`` is the folder of another evaluation whose adversarial inputs are tried first.
     ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
+    ``curve`` asks for other budgets, too: a list, or True for the customary multiples of ``eps``; several budgets given
+    as ``eps`` are a curve whose largest is eps.
     ``model``, ``dataset``, ``norm`` and ``eps`` may be None until `defaults.fill_in` has filled them in.
     """
 
@@ -33,6 +37,7 @@ class EvalConfig(Settings):
     download: bool = False
     norm: str | None = None
     eps: Budget | None = None
+    curve: bool | tuple[Budget, ...] = False
     suite: str = "standard"
     witnesses: str | None = None
     limit: int | None = None
@@ -44,18 +49,25 @@ class EvalConfig(Settings):
     extra_data: bool | None = None
     allow: tuple[str, ...] = ()
 
-    @field_validator("limit", "chunk_size", "workers")
+    @model_validator(mode="before")
+    @classmethod
+    def _several_budgets(cls, given: Any) -> Any:
+        eps = given.get("eps") if isinstance(given, dict) else None
+        labels = eps.split(",") if isinstance(eps, str) else eps
+        if not isinstance(labels, list | tuple) or (isinstance(eps, str) and len(labels) == 1):
+            return given
+        if given.get("curve"):
+            raise ValueError("several eps are a curve already; give one eps, or leave 'curve' out")
+        several = tuple(str(label).strip() for label in labels)
+        if not several:
+            raise ValueError("give at least one eps")
+        return {**given, "eps": largest(several), "curve": several}
+
+    @field_validator("limit", "chunk_size", "batch_size", "workers")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
             raise ValueError("give at least 1")
-        return value
-
-    @field_validator("batch_size")
-    @classmethod
-    def _fills_the_kernels(cls, value: int | None) -> int | None:
-        if value is not None and value < MIN_BATCH:
-            raise ValueError(f"give at least {MIN_BATCH}; smaller batches change float32 results")
         return value
 
     def identity(self) -> dict[str, Any]:

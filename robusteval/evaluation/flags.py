@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 from pyautoattack import checks
 from torch import Tensor, nn
 
-from robusteval.report import Finding, StageResult
+from robusteval.report import Finding, Rate
 
 
 @dataclass
@@ -51,12 +51,15 @@ def autoattack_checks(model: nn.Module, x: Tensor, y: Tensor) -> list[Finding]:
     return found
 
 
-def square_check(clean: int, stages: Sequence[StageResult], total: int) -> list[Finding]:
-    """Run AutoAttack's check that black-box Square found little that gradient attacks did not."""
-    left, accuracy = clean, {"clean": clean / total}
-    for stage in stages:
-        left -= stage.closed if stage.kind == "attack" else 0
-        accuracy[stage.name] = left / total
+def square_check(clean: Rate, broke: Iterable[tuple[str, int]]) -> list[Finding]:
+    """Run AutoAttack's check that black-box Square found little that gradient attacks did not.
+
+    ``broke`` says, in order, how many samples each attack broke.
+    """
+    left, accuracy = clean.count, {"clean": clean.rate}
+    for name, count in broke:
+        left -= count
+        accuracy[name] = left / clean.total
     messages = _Messages()
     checks.check_square_sr(accuracy, logger=messages)
     return _theirs("square-success", messages)

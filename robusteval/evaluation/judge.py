@@ -17,12 +17,13 @@ from torch import Tensor
 from robusteval.attacks.base import Attack
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
-from robusteval.evaluation.decide import decide
+from robusteval.evaluation.decide import Decision, decide
 from robusteval.evaluation.probe import Probe, failures
+from robusteval.evaluation.schedule import Turn, schedule
 from robusteval.evaluation.suite import Stage
 from robusteval.report import Repeat, SampleRow, StageResult
 from robusteval.rng import SampleRng, derive_seed
-from robusteval.threat import ThreatModel
+from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict, Witness
 
 SURVIVED = "survived every attack"
@@ -40,8 +41,23 @@ class Judgement:
 
 
 @dataclass
+class _Level:
+    """What is known at one eps: each sample's verdict, and the turn that closed it."""
+
+    threat: ThreatModel
+    verdicts: list[Verdict]
+    closers: list[str | None]
+
+    def has(self, row: int, *verdicts: Verdict) -> bool:
+        return self.verdicts[row] in verdicts
+
+    def close(self, row: int, verdict: Verdict, turn: Turn) -> None:
+        self.verdicts[row], self.closers[row] = verdict, turn.name
+
+
+@dataclass
 class _Chunk:
-    """The state while stages run. ``verdicts``, ``closer`` and ``why`` have one entry per sample.
+    """The state while stages run. ``levels`` are the budgets, ascending; ``why`` has one entry per sample.
 
     ``repeat`` says how its samples are decided.
     """
@@ -50,26 +66,36 @@ class _Chunk:
     y: Tensor
     ids: Tensor
     repeat: Repeat | None
-    verdicts: list[Verdict]
-    closer: list[str | None]
+    levels: tuple[_Level, ...]
     why: list[str | None]
     witnesses: dict[int, Witness]
 
-    def rows(self, *verdicts: Verdict) -> Tensor:
-        return torch.tensor([i for i, v in enumerate(self.verdicts) if v in verdicts], dtype=torch.long)
+    def given(self, turn: Turn, skip_certified: bool) -> Tensor:
+        """Return the rows that a turn looks at; proving goes on at an eps where it got through at the one before."""
+        level, before = self.levels[turn.level], self.levels[: turn.level][-1:]
+        attackable = [Verdict.UNKNOWN] if skip_certified else [Verdict.UNKNOWN, Verdict.CERTIFIED]
+        if turn.stage.kind == "attack":
+            rows = [row for row in range(len(self.x)) if level.has(row, *attackable)]
+        else:
+            provable = (row for row in range(len(self.x)) if level.has(row, Verdict.UNKNOWN))
+            rows = [row for row in provable if all(smaller.has(row, Verdict.CERTIFIED) for smaller in before)]
+        return torch.tensor(rows, dtype=torch.long)
 
-    def close(self, row: int, verdict: Verdict, stage: str) -> None:
-        self.verdicts[row], self.closer[row], self.why[row] = verdict, stage, None
-
-    def break_(self, row: int, witness: Witness, stage: str) -> None:
+    def break_(self, row: int, witness: Witness, turn: Turn) -> None:
+        """Close a sample at every eps that reaches as far as ``witness``, and keep the nearest witness."""
         sample = int(self.ids[row])
-        if self.verdicts[row] is Verdict.CERTIFIED:
-            raise SoundnessContradiction(
-                f"sample {sample} was certified by '{self.closer[row]}' and broken by '{stage}' at distance "
-                f"{witness.distance:.6g}; one of them is wrong, so no number of this run can be trusted."
-            )
-        self.close(row, Verdict.BROKEN, stage)
-        self.witnesses[sample] = witness
+        for level in self.levels:
+            if witness.distance > level.threat.radius + BUDGET_TOLERANCE:
+                continue
+            if level.has(row, Verdict.CERTIFIED):
+                raise SoundnessContradiction(
+                    f"sample {sample} was certified by '{level.closers[row]}' and broken by '{turn.name}' at distance "
+                    f"{witness.distance:.6g}; one of them is wrong, so no number of this run can be trusted."
+                )
+            if level.has(row, Verdict.UNKNOWN):
+                level.close(row, Verdict.BROKEN, turn)
+        if sample not in self.witnesses or witness.distance < self.witnesses[sample].distance:
+            self.witnesses[sample] = witness
 
 
 def judge(
@@ -82,39 +108,41 @@ def judge(
     rng: SampleRng,
     skip_certified: bool = False,
     repeat: Repeat | None = None,
-    told: Told = lambda stage: None,
+    told: Told = lambda turn: None,
+    budgets: Sequence[ThreatModel] = (),
 ) -> Judgement:
     """Run ``stages`` in order on the samples still open and return every sample's verdict.
 
-    ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. Raises `RobustevalError` on
-    non-finite logits and `SoundnessContradiction` when a proved sample is broken.
+    ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. ``budgets``, ascending and with
+    ``threat`` among them, are what else is asked (`schedule`). Raises `RobustevalError` on non-finite logits and
+    `SoundnessContradiction` when a proved sample is broken.
     """
     _check_inputs(x, ids)
     clean = decide(probe, x, y, ids, repeat, derive_seed(rng.batch, "decide"))
     start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (clean.prediction == y).tolist()]
-    chunk = _Chunk(x, y, ids, repeat, start, [None] * len(x), [None] * len(x), {})
-    attackable = [Verdict.UNKNOWN] if skip_certified else [Verdict.UNKNOWN, Verdict.CERTIFIED]
+    asked = tuple(budgets) or (threat,)
+    levels = tuple(_Level(budget, list(start), [None] * len(x)) for budget in asked)
+    chunk = _Chunk(x, y, ids, repeat, levels, [None] * len(x), {})
     results = []
-    for stage in stages:
-        told(stage.name)
-        wanted = attackable if stage.kind == "attack" else [Verdict.UNKNOWN]
-        results.append(_run_stage(stage, probe, chunk, chunk.rows(*wanted), threat, rng))
-    return Judgement(_rows(chunk, clean.prediction, clean.margin), chunk.witnesses, tuple(results))
+    for turn in schedule(stages, asked):
+        told(turn.name)
+        results.append(_take_turn(turn, probe, chunk, chunk.given(turn, skip_certified), rng))
+    return Judgement(_rows(chunk, asked.index(threat), clean), chunk.witnesses, tuple(results))
 
 
-def _run_stage(
-    stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng
-) -> StageResult:
+def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> StageResult:
     began, before = time.perf_counter(), replace(probe.passes)
     outcome = _Outcome()
     if len(rows):
-        act = _attack if stage.kind == "attack" else _certify
-        outcome = act(stage, probe, chunk, rows, threat, rng.take(rows))
+        act = _attack if turn.stage.kind == "attack" else _certify
+        outcome = act(turn, probe, chunk, rows, rng.take(rows))
+    level = chunk.levels[turn.level]
     return StageResult(
-        name=stage.name,
-        kind=stage.kind,
+        name=turn.name,
+        kind=turn.stage.kind,
+        eps=level.threat.label if len(chunk.levels) > 1 else None,
         entered=len(rows),
-        closed=outcome.closed,
+        closed=level.closers.count(turn.name),
         rejected=outcome.rejected,
         non_finite=outcome.non_finite,
         forward=probe.passes.forward - before.forward,
@@ -129,45 +157,42 @@ def _run_stage(
 
 @dataclass(frozen=True)
 class _Outcome:
-    closed: int = 0
     rejected: int = 0
     non_finite: int = 0
     adaptations: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-def _attack(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
-    x, y, ids = chunk.x[rows], chunk.y[rows], chunk.ids[rows]
-    with failures(f"stage '{stage.name}'"):
-        result = cast(Attack, stage.run)(probe, x, y, threat, rng)
+def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
+    x, y, ids, threat = chunk.x[rows], chunk.y[rows], chunk.ids[rows], turn.threat
+    with failures(f"stage '{turn.name}'"):
+        result = cast(Attack, turn.stage.run)(probe, x, y, threat, rng)
     candidates = result.candidates.detach().float()
     if candidates.shape != x.shape:
-        raise RobustevalError(f"stage '{stage.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
+        raise RobustevalError(f"stage '{turn.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
     allowed, distance = threat.contains(x, candidates), threat.distance(x, candidates)
     checked = torch.where(allowed.view(-1, 1, 1, 1), candidates, x)  # what is out of bounds counts as no attempt
-    decided = decide(probe, checked, y, ids, chunk.repeat, derive_seed(rng.batch, "decide", stage.name))
+    decided = decide(probe, checked, y, ids, chunk.repeat, derive_seed(rng.batch, "decide", turn.name))
     with torch.no_grad():
         claimed = 0 if allowed.all() else int(((probe(candidates.nan_to_num()).argmax(1) != y) & ~allowed).sum())
-    broken = (decided.wrong & allowed).nonzero().squeeze(1).tolist()
-    for i in broken:
+    for i in (decided.wrong & allowed).nonzero().squeeze(1).tolist():
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
-        witness = Witness(candidates[i].cpu(), prediction, float(distance[i]), margin)
-        chunk.break_(int(rows[i]), witness, stage.name)
+        chunk.break_(int(rows[i]), Witness(candidates[i].cpu(), prediction, float(distance[i]), margin), turn)
     non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
-    return _Outcome(len(broken), claimed, non_finite, result.adaptations, result.warnings)
+    return _Outcome(claimed, non_finite, result.adaptations, result.warnings)
 
 
-def _certify(stage: Stage, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng) -> _Outcome:
-    with failures(f"stage '{stage.name}'"):
-        certificates = cast(Certifier, stage.run)(probe, chunk.x[rows], chunk.y[rows], threat, rng)
+def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
+    with failures(f"stage '{turn.name}'"):
+        certificates = cast(Certifier, turn.stage.run)(probe, chunk.x[rows], chunk.y[rows], turn.threat, rng)
     if len(certificates) != len(rows):
-        raise RobustevalError(f"stage '{stage.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
+        raise RobustevalError(f"stage '{turn.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
     for row, certificate in zip(rows.tolist(), certificates, strict=True):
         if certificate.proved:
-            chunk.close(row, Verdict.CERTIFIED, stage.name)
+            chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
         else:
-            chunk.why[row] = f"{stage.name}: {certificate.reason}"
-    return _Outcome(closed=sum(certificate.proved for certificate in certificates))
+            chunk.why[row] = f"{turn.name}: {certificate.reason}"
+    return _Outcome()
 
 
 def _check_inputs(x: Tensor, ids: Tensor) -> None:
@@ -179,20 +204,21 @@ def _check_inputs(x: Tensor, ids: Tensor) -> None:
         )
 
 
-def _rows(chunk: _Chunk, prediction: Tensor, margin: Tensor) -> tuple[SampleRow, ...]:
-    rows = []
+def _rows(chunk: _Chunk, asked: int, clean: Decision) -> tuple[SampleRow, ...]:
+    """Describe each sample, its verdict at the budget of that place."""
+    level, several, rows = chunk.levels[asked], len(chunk.levels) > 1, []
     for i, sample in enumerate(chunk.ids.tolist()):
-        witness, verdict = chunk.witnesses.get(sample), chunk.verdicts[i]
-        survived = SURVIVED if verdict is Verdict.UNKNOWN else None
+        witness, verdict = chunk.witnesses.get(sample), level.verdicts[i]
         rows.append(
             SampleRow(
                 id=sample,
                 label=int(chunk.y[i]),
-                prediction=int(prediction[i]),
-                margin=float(margin[i]),
+                prediction=int(clean.prediction[i]),
+                margin=float(clean.margin[i]),
                 verdict=verdict,
-                stage=chunk.closer[i],
-                reason=chunk.why[i] or survived,
+                stage=level.closers[i],
+                stages=tuple(each.closers[i] for each in chunk.levels) if several else (),
+                reason=(chunk.why[i] or SURVIVED) if verdict is Verdict.UNKNOWN else None,
                 adv_prediction=witness.prediction if witness else None,
                 adv_margin=witness.margin if witness else None,
                 adv_distance=witness.distance if witness else None,

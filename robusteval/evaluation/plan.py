@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from robusteval.datasets.base import Split
+from robusteval.datasets.base import Split, in_order
 from robusteval.datasets.open import open_dataset
 from robusteval.errors import UsageError
 from robusteval.evaluation.chunks import ChunkResult, save_chunk
-from robusteval.evaluation.config import EvalConfig, check_seed
+from robusteval.evaluation.config import MIN_BATCH, EvalConfig, check_seed
 from robusteval.evaluation.defaults import fill_in
 from robusteval.evaluation.judge import judge
+from robusteval.evaluation.ladder import budgets
 from robusteval.evaluation.preflight import (
     SAMPLES,
     check_allowed,
@@ -38,7 +40,8 @@ from robusteval.threat import Norm, ThreatModel
 class Plan:
     """Everything an evaluation needs, loaded and checked.
 
-    ``split`` holds only the samples to evaluate; a model that is ``in_memory`` only cannot be sent to workers.
+    ``split`` holds only the samples to evaluate; ``budgets`` are ``threat`` and what else is asked, ascending; a model
+    that is ``in_memory`` only cannot be sent to workers.
     """
 
     config: EvalConfig
@@ -46,6 +49,7 @@ class Plan:
     split: Split
     available: int
     threat: ThreatModel
+    budgets: tuple[ThreatModel, ...]
     suite: Suite
     device: torch.device
     in_memory: bool
@@ -57,8 +61,8 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """Images on the device at once."""
-        return min(self.config.batch_size or self.config.chunk_size, self.config.chunk_size)
+        """Images on the device at once; `Probe` fills up what is less."""
+        return max(MIN_BATCH, min(self.config.batch_size or self.config.chunk_size, self.config.chunk_size))
 
     @property
     def workers(self) -> int:
@@ -82,22 +86,24 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
     norm, device = config.norm or Norm.LINF.value, pick_device(config.device)
     if config.eps is not None:
         ThreatModel.parse(norm, config.eps)  # a wrong budget is said before any file is read
-    whole = open_dataset(config.dataset or "digits", config.data_dir, config.download).load("test")
+    whole = in_order(open_dataset(config.dataset or "digits", config.data_dir, config.download).load("test"))
     split = whole.take(slice(0, config.limit)) if config.limit else whole
     info = split.info
     if info.num_classes < 2 or len(split) == 0:
         raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
+    asked = budgets(threat, config.curve)
     suite = load_suite(config.suite, threat)
     if config.witnesses:
         suite = suite.after_transfer(config.witnesses)
     if model is None:
         sizes = (info.shape, info.num_classes)
         model = load_model(str(config.model), config.architecture, *sizes, mean=config.mean, std=config.std)
-    config = config.model_copy(update={"norm": threat.norm.value, "eps": threat.label})
+    curve = tuple(budget.label for budget in asked) if len(asked) > 1 else False
+    config = config.model_copy(update={"norm": threat.norm.value, "eps": threat.label, "curve": curve})
     check_fit(model.module, info.shape, info.num_classes, f"model '{model.name}'")
     model.module.to(device)
-    return Plan(config, model, split, len(whole), threat, suite, device, in_memory)
+    return Plan(config, model, split, len(whole), threat, asked, suite, device, in_memory)
 
 
 def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None] = lambda stage: None) -> ChunkResult:
@@ -109,7 +115,7 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
     rng = SampleRng(plan.config.seed, tuple(ids.tolist()), derive_seed(plan.config.seed, "chunk", index))
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
-        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, suite.repeat, told)
+        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, suite.repeat, told, plan.budgets)
         judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how)
     save_chunk(folder, index, judgement)
     return ChunkResult(rows=judgement.rows, stages=judgement.stages)
@@ -133,13 +139,21 @@ def _randomised(plan: Plan) -> bool:
 
 
 def _behaviour(plan: Plan) -> str:
-    """Hash the logits of the first samples, in thousandths: code that computes something else shows here."""
-    if _randomised(plan):
-        return "randomised"
-    x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
+    """Hash the logits of the first samples: code that computes something else shows here.
+
+    A randomised model is asked twice with one seed: "randomised" if it draws from elsewhere.
+    """
     with torch.no_grad(), deterministic(threads=1), frozen(plan.model.module) as module, failures("the model"):
-        logits = module(x).double().mul(1000).round().cpu()
-    return hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+        said = [_thousandths(plan, module) for _ in range(2 if _randomised(plan) else 1)]
+    same = torch.equal(said[0], said[-1])
+    return hashlib.sha256(said[0].numpy().tobytes()).hexdigest() if same else "randomised"
+
+
+def _thousandths(plan: Plan, module: nn.Module) -> Tensor:
+    x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
+    with seeded(derive_seed(plan.config.seed, "behaviour"), plan.device):
+        logits: Tensor = module(x)
+    return logits.double().mul(1000).round().cpu()
 
 
 def identity(plan: Plan) -> dict[str, object]:

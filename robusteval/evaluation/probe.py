@@ -47,8 +47,8 @@ class Probe(nn.Module):
     """Wraps a model; one image through it counts one forward pass, one gradient one backward pass.
 
     A batch above ``batch_size`` is run in equal pieces that are recomputed in the backward pass, so that
-    memory stays bounded. No piece is smaller than `MIN_BATCH`: below it CPU kernels sum in another order,
-    and a verdict could depend on ``batch_size``.
+    memory stays bounded. What is less than `MIN_BATCH` is filled up, uncounted, so that neither ``batch_size`` nor
+    how many samples are still under attack can change a logit; not so for a black box, which is asked nothing in vain.
     """
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
@@ -65,7 +65,7 @@ class Probe(nn.Module):
         if x.requires_grad:
             x = x.view_as(x)  # a hook on the caller's own tensor would outlive this call
             x.register_hook(lambda grad: self._look_at(grad, asked))  # type: ignore[no-untyped-call]
-        logits = self._split(x) if len(x) > self.batch_size else self._call(x)
+        logits = self._split(x) if len(x) > self.batch_size else self._filled(x)
         if logits.requires_grad:
             logits.register_hook(lambda grad: self._count_backward(grad, asked))  # type: ignore[no-untyped-call]
         return logits
@@ -87,15 +87,18 @@ class Probe(nn.Module):
             raise RobustevalError(f"the model returns {shape} for {len(x)} inputs; expected ({len(x)}, classes).")
         return logits.float()
 
+    def _filled(self, x: Tensor) -> Tensor:
+        missing = MIN_BATCH - len(x)
+        if missing <= 0 or len(x) == 0 or not getattr(self.model, "batched", True):
+            return self._call(x)
+        return self._call(torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])]))[: len(x)]
+
     def _split(self, x: Tensor) -> Tensor:
         pieces = torch.tensor_split(x, -(-len(x) // self.batch_size))
         return torch.cat([self._piece(piece) for piece in pieces])
 
     def _piece(self, x: Tensor) -> Tensor:
-        missing = max(0, MIN_BATCH - len(x))
-        padded = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])]) if missing else x
         if torch.is_grad_enabled() and x.requires_grad:
-            logits: Tensor = checkpoint(self._call, padded, use_reentrant=False, preserve_rng_state=False)
-        else:
-            logits = self._call(padded)
-        return logits[: len(x)]
+            logits: Tensor = checkpoint(self._filled, x, use_reentrant=False, preserve_rng_state=False)
+            return logits
+        return self._filled(x)

@@ -81,6 +81,11 @@ def is_gradient_free(stage: Stage) -> bool:
     return bool(getattr(stage.run, "gradient_free", False))
 
 
+def is_minimal(stage: Stage) -> bool:
+    """Say whether a stage looks for the nearest adversarial input, so that one run serves every eps."""
+    return bool(getattr(stage.run, "minimal", False))
+
+
 @dataclass(frozen=True)
 class Suite:
     """Ordered stages for one threat model.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,9 @@ from robusteval.catalog import first_problem, resource_folder
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
-from robusteval.evaluation.compare import compare
-from robusteval.evaluation.judge import SURVIVED
-from robusteval.evaluation.suite import load_suite, suite_digest
-from robusteval.report import Manifest, Rate, Report, SampleRow, StageResult, count_verdicts
+from robusteval.evaluation.consistency import CHECKS
+from robusteval.report import Manifest, Report, SampleRow
 from robusteval.runs import LOCK, file_digest, read_json, write_json
-from robusteval.suites import suite_files
-from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
-from robusteval.verdict import Verdict
 from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
 MANIFEST = "manifest.json"
@@ -76,9 +71,7 @@ def validate(folder: Path) -> list[str]:
         return [first_problem(error)]
     checks = (
         _check_manifest(folder),
-        _check_rows(report, rows),
-        _check_results(report, rows),
-        _check_stages(report, rows),
+        *(check(report, rows) for check in CHECKS),
         _check_witnesses(folder, report, rows),
     )
     return [problem for check in checks for problem in _survive(check)]
@@ -90,7 +83,7 @@ def _survive(check: Iterator[str]) -> Iterator[str]:
         yield from check
     except RobustevalError as error:
         yield str(error)
-    except (ValueError, TypeError, ArithmeticError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, OSError, RecursionError) as error:
         yield f"cannot be checked: {type(error).__name__}: {str(error)[:200]}"
 
 
@@ -144,114 +137,8 @@ def _check_manifest(folder: Path) -> Iterator[str]:
             yield f"'{WITNESSES}/{path.name}' is not listed in {MANIFEST}"
 
 
-def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
-    if len(rows) != report.data.evaluated:
-        yield f"{SAMPLES} has {len(rows)} rows, the report says {report.data.evaluated}"
-    if report.data.evaluated > report.data.total:
-        yield f"{report.data.evaluated} samples evaluated of only {report.data.total}"
-    for position, row in enumerate(rows):
-        if row.id != position:
-            yield f"{SAMPLES} line {position + 1} is sample {row.id}; the first samples in order are expected"
-            break
-    stages = {stage.name: stage.kind for stage in report.stages}
-    for row in rows:
-        yield from (f"sample {row.id}: {problem}" for problem in _check_row(row, report, stages))
-
-
-def _check_row(row: SampleRow, report: Report, stages: dict[str, Any]) -> Iterator[str]:
-    classes, correct = len(report.data.classes), row.prediction == row.label
-    if max(row.label, row.prediction, row.adv_prediction or 0) >= classes:
-        yield f"names a class beyond the {classes} of the data"
-    if correct == (row.verdict is Verdict.MISCLASSIFIED):
-        yield f"is {row.verdict} with label {row.label} and prediction {row.prediction}"
-    if (correct and row.margin < 0) or (not correct and row.margin > 0):
-        yield f"has margin {row.margin} with label {row.label} and prediction {row.prediction}"
-    closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
-    if stages.get(row.stage or "") != closer:
-        yield f"is {row.verdict} by stage '{row.stage}'"
-    undecided = {f"{name}: " for name, kind in stages.items() if kind == "certifier"}
-    explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
-    if explained != (row.verdict is Verdict.UNKNOWN):
-        yield f"is {row.verdict} for the reason '{row.reason}'"
-    yield from _check_witness_facts(row, report)
-
-
-def _check_witness_facts(row: SampleRow, report: Report) -> Iterator[str]:
-    facts = (row.adv_prediction, row.adv_margin, row.adv_distance)
-    if row.verdict is not Verdict.BROKEN:
-        if any(fact is not None for fact in facts):
-            yield f"is {row.verdict} but describes a witness"
-        return
-    if row.adv_prediction is None or row.adv_margin is None or row.adv_distance is None:
-        yield "is broken without a description of its witness"
-        return
-    repeat = report.suite.repeat
-    most = 1 - 2 * repeat.needed / repeat.evaluations + 1e-9 if repeat else 0.0
-    if row.adv_prediction == row.label or row.adv_margin > most:
-        yield f"is broken, but its witness is predicted {row.adv_prediction} with margin {row.adv_margin}"
-    if not 0 <= row.adv_distance <= report.threat.radius + BUDGET_TOLERANCE:
-        yield f"has a witness at distance {row.adv_distance}, beyond eps {report.threat.eps}"
-
-
-def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
-    threat = ThreatModel.parse(report.threat.norm, report.threat.eps)
-    if (threat.radius, BUDGET_TOLERANCE) != (report.threat.radius, report.threat.tolerance):
-        yield f"radius {report.threat.radius} (tolerance {report.threat.tolerance}) is not eps {report.threat.eps}"
-    certifying = any(stage.kind == "certifier" for stage in report.suite.stages)
-    counts = Counter(row.verdict for row in rows)
-    expected = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, certifying)
-    for name in ("clean", "empirical", "certified"):
-        stated, counted = getattr(report.results, name), getattr(expected, name)
-        if not _same_rate(stated, counted):
-            yield f"{name} accuracy is stated as {_show(stated)}, the rows give {_show(counted)}"
-    if dict(report.results.verdicts) != dict(expected.verdicts):
-        yield "the counts of verdicts do not follow from the rows"
-    if suite_digest(report.suite.stages, report.suite.skip_certified, report.suite.repeat) != report.suite.sha256:
-        yield "the suite's hash does not match its stages"
-    if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
-        yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
-    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results)
-    if compare(*stated) != report.baselines:
-        yield "the comparison with RobustBench does not follow from the results"
-
-
-def _same_rate(a: Rate | None, b: Rate | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    exact = (a.count, a.total, a.rate) == (b.count, b.total, b.rate)
-    return exact and max(abs(a.low - b.low), abs(a.high - b.high)) < 1e-9
-
-
-def _show(rate: Rate | None) -> str:
-    return "none" if rate is None else f"{rate.count}/{rate.total} [{rate.low:.6f}, {rate.high:.6f}]"
-
-
-def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
-    if [stage.name for stage in report.stages] != [spec.name for spec in report.suite.stages]:
-        yield "the stages that ran are not those of the suite"
-    order = {stage.name: position for position, stage in enumerate(report.stages)}
-    closed = Counter(row.stage for row in rows if row.stage)
-    for stage in report.stages:
-        entered = sum(_enters(row, stage, order, report.suite.skip_certified) for row in rows)
-        if (stage.closed, stage.entered) != (closed[stage.name], entered):
-            yield (
-                f"stage '{stage.name}' closed {stage.closed} of {stage.entered}; "
-                f"the rows give {closed[stage.name]} of {entered}"
-            )
-        if stage.kind == "attack" and stage.forward < stage.entered:
-            yield f"stage '{stage.name}' looked at {stage.entered} samples in {stage.forward} forward passes"
-
-
-def _enters(row: SampleRow, stage: StageResult, order: Mapping[str, int], skip_certified: bool) -> bool:
-    """Whether a stage was given a sample: the sample was open, or certified and the suite attacks those, too."""
-    if row.verdict is Verdict.MISCLASSIFIED:
-        return False
-    was_open = row.stage is None or order.get(row.stage, -1) >= order[stage.name]
-    return was_open or (row.verdict is Verdict.CERTIFIED and stage.kind == "attack" and not skip_certified)
-
-
 def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:
-    broken = {row.id for row in rows if row.verdict is Verdict.BROKEN}
+    broken = {row.id for row in rows if row.adv_distance is not None}
     stored: Counter[int] = Counter()
     for path in witness_files(folder):
         ids, x_adv = load_witnesses(path)

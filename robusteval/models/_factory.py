@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 import torch
@@ -31,7 +31,10 @@ class BlackBox(nn.Module):
     """A function on numpy arrays as a model without gradients.
 
     ``predict`` takes images (N, C, H, W) float32 in [0,1] and returns scores (N, K), or classes (N,) as integers.
+    It is not ``batched``: every image counts, so that no batch is filled up with images that nobody asked about.
     """
+
+    batched: ClassVar[bool] = False
 
     def __init__(self, predict: Callable[[Any], Any], num_classes: int) -> None:
         super().__init__()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from robusteval.report import Comparison, Rate, Report
+from robusteval.report import Comparison, CurvePoint, Rate, Report, closed_at
+from robusteval.verdict import Verdict
 
 BRACKET = "certified <= true robust accuracy <= empirical <= clean"
 
@@ -37,16 +38,33 @@ def accuracies(report: Report) -> list[tuple[str, str, str, str]]:
     return [*shown, ("robust accuracy, certified", value, interval(certified), f"{certified.count}/{certified.total}")]
 
 
+CURVE_HEADER = ("eps", "certified", "robust, empirical", "95 % interval", "broken", "open")
+
+
+def curve_rows(report: Report) -> list[tuple[str, ...]]:
+    """Return a row `CURVE_HEADER` for every budget, ascending; none where there is only one."""
+    return [_curve_row(point) for point in report.curve]
+
+
+def _curve_row(point: CurvePoint) -> tuple[str, ...]:
+    results = point.results
+    certified = "not attempted" if results.certified is None else percent(results.certified.rate, down=True)
+    counts = (str(results.verdicts[verdict]) for verdict in (Verdict.BROKEN, Verdict.UNKNOWN))
+    return (point.eps, certified, percent(results.empirical.rate), interval(results.empirical), *counts)
+
+
 def stage_rows(report: Report) -> list[tuple[str, ...]]:
     """Return rows (stage, entered, closed, still robust, forward per sample, backward per sample, seconds)."""
-    left = report.results.clean.count
     rows: list[tuple[str, ...]] = []
+    attacks: list[str] = []
     for stage in report.stages:
-        left -= stage.closed if stage.kind == "attack" else 0
+        attacks += [stage.name] if stage.kind == "attack" else []
+        closed = closed_at(stage.eps or report.threat.eps, report.stages, report.curve)
+        left = report.results.clean.count - sum(closed.get(name, 0) for name in attacks)
         given = max(stage.entered, 1)
         rows.append(
             (
-                stage.name,
+                stage.name if stage.eps is None or stage.name.endswith(f"@{stage.eps}") else f"{stage.name}, every eps",
                 str(stage.entered),
                 str(stage.closed),
                 percent(left / report.results.clean.total),

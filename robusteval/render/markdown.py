@@ -6,15 +6,18 @@ from collections.abc import Iterable, Sequence
 
 from robusteval.render._text import (
     BRACKET,
+    CURVE_HEADER,
     STAGE_HEADER,
     STAGE_LEGEND,
     accuracies,
     cost,
+    curve_rows,
     placement,
     ruling,
     stage_rows,
     subject,
 )
+from robusteval.render.eps_curve import CURVE_PICTURE
 from robusteval.report import Report
 from robusteval.settings import flatten
 
@@ -24,6 +27,7 @@ def render(report: Report) -> str:
     sections = [
         f"# Robustness report\n\n{_escape(subject(report))}",
         _table(("", "accuracy", "95 % interval", "samples"), accuracies(report)) + f"\n\n`{BRACKET}`",
+        *_curve(report),
         f"## {_escape(report.suite.title)}\n\n{_escape(report.suite.reference)}\n\n"
         + _table(STAGE_HEADER, stage_rows(report))
         + f"\n\n{STAGE_LEGEND}. {cost(report)}."
@@ -45,6 +49,13 @@ def _escape(text: str) -> str:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *([_escape(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _curve(report: Report) -> list[str]:
+    if not report.curve:
+        return []
+    title = f"## Robust accuracy against {report.threat.norm} eps\n\n"
+    return [title + _table(CURVE_HEADER, curve_rows(report)) + f"\n\n![robust accuracy against eps]({CURVE_PICTURE})"]
 
 
 def _findings(report: Report) -> str:

@@ -8,10 +8,12 @@ from rich.text import Text
 
 from robusteval.render._text import (
     BRACKET,
+    CURVE_HEADER,
     STAGE_HEADER,
     STAGE_LEGEND,
     accuracies,
     cost,
+    curve_rows,
     placement,
     ruling,
     stage_rows,
@@ -22,7 +24,10 @@ from robusteval.report import Report
 
 def render(report: Report) -> RenderableType:
     """Return the result table, the stages, the findings and the place among RobustBench entries."""
-    parts: list[RenderableType] = [Text(subject(report), style="bold"), _results(report), _stages(report)]
+    parts: list[RenderableType] = [Text(subject(report), style="bold"), _results(report)]
+    if report.curve:
+        parts.append(_curve(report))
+    parts.append(_stages(report))
     parts.append(Text(cost(report)))
     if decided := ruling(report):
         parts.append(Text(decided))
@@ -41,6 +46,15 @@ def _results(report: Report) -> Table:
     table = Table("", "accuracy", "95 % interval", "samples", caption=BRACKET)
     for row in accuracies(report):
         table.add_row(*map(Text, row))
+    return table
+
+
+def _curve(report: Report) -> Table:
+    table = Table(title=f"robust accuracy against {report.threat.norm} eps")
+    for name in CURVE_HEADER:
+        table.add_column(name, justify="right")
+    for row in curve_rows(report):
+        table.add_row(*map(Text, row), style="bold" if row[0] == report.threat.eps else "")
     return table
 
 

@@ -1,0 +1,195 @@
+"""Whether the numbers of a report follow from its rows: checks that need nothing but the two."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from robusteval.evaluation.assemble import SAMPLES
+from robusteval.evaluation.compare import compare
+from robusteval.evaluation.curve import curve
+from robusteval.evaluation.judge import SURVIVED
+from robusteval.evaluation.suite import load_suite, suite_digest
+from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
+from robusteval.suites import suite_files
+from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
+from robusteval.verdict import Verdict
+
+RATES = ("clean", "empirical", "certified")
+
+
+def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
+    if len(rows) != report.data.evaluated:
+        yield f"{SAMPLES} has {len(rows)} rows, the report says {report.data.evaluated}"
+    if report.data.evaluated > report.data.total:
+        yield f"{report.data.evaluated} samples evaluated of only {report.data.total}"
+    for position, row in enumerate(rows):
+        if row.id != position:
+            yield f"{SAMPLES} line {position + 1} is sample {row.id}; the first samples in order are expected"
+            break
+    stages = {stage.name: stage.kind for stage in report.stages}
+    for row in rows:
+        yield from (f"sample {row.id}: {problem}" for problem in _check_row(row, report, stages))
+        yield from (f"sample {row.id}: {problem}" for problem in _check_levels(row, report, stages))
+
+
+def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Iterator[str]:
+    classes, correct = len(report.data.classes), row.prediction == row.label
+    if max(row.label, row.prediction, row.adv_prediction or 0) >= classes:
+        yield f"names a class beyond the {classes} of the data"
+    if correct == (row.verdict is Verdict.MISCLASSIFIED):
+        yield f"is {row.verdict} with label {row.label} and prediction {row.prediction}"
+    if (correct and row.margin < 0) or (not correct and row.margin > 0):
+        yield f"has margin {row.margin} with label {row.label} and prediction {row.prediction}"
+    closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
+    if stages.get(row.stage or "") != closer:
+        yield f"is {row.verdict} by stage '{row.stage}'"
+    undecided = {f"{name}: " for name, kind in stages.items() if kind == "certifier"}
+    explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
+    if explained != (row.verdict is Verdict.UNKNOWN):
+        yield f"is {row.verdict} for the reason '{row.reason}'"
+    yield from _check_witness_facts(row, report)
+
+
+def _check_levels(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Iterator[str]:
+    """Check a sample at each budget of the curve: a break holds for all larger ones, a proof for all smaller."""
+    if len(row.stages) != len(report.curve):
+        yield f"tells of {len(row.stages)} budgets, the report of {len(report.curve)}"
+        return
+    proved = True
+    for point, closer in zip(report.curve, row.stages, strict=True):
+        kind, reached = stages.get(closer or ""), row.adv_distance
+        if closer is not None and (kind is None or row.verdict is Verdict.MISCLASSIFIED):
+            yield f"is closed at eps {point.eps} by stage '{closer}'"
+        if (kind == "attack") != (reached is not None and reached <= point.radius + BUDGET_TOLERANCE):
+            yield f"is closed at eps {point.eps} by '{closer}' with its nearest witness at {reached}"
+        if kind == "certifier" and not proved:
+            yield f"is proved robust at eps {point.eps}, but not below"
+        proved = proved and kind == "certifier"
+        if point.eps == report.threat.eps and closer != row.stage:
+            yield f"is closed by '{row.stage}', and by '{closer}' at the same eps"
+
+
+def _check_witness_facts(row: SampleRow, report: Report) -> Iterator[str]:
+    facts = (row.adv_prediction, row.adv_margin, row.adv_distance)
+    farthest = max((point.radius for point in report.curve), default=report.threat.radius)
+    if row.verdict is not Verdict.BROKEN and (row.verdict is Verdict.MISCLASSIFIED or not report.curve):
+        if any(fact is not None for fact in facts):
+            yield f"is {row.verdict} but describes a witness"
+        return
+    if row.adv_prediction is None or row.adv_margin is None or row.adv_distance is None:
+        if row.verdict is Verdict.BROKEN or any(fact is not None for fact in facts):
+            yield f"is {row.verdict} without a description of its witness"
+        return
+    repeat = report.suite.repeat
+    most = 1 - 2 * repeat.needed / repeat.evaluations + 1e-9 if repeat else 0.0
+    if row.adv_prediction == row.label or row.adv_margin > most:
+        yield f"is broken, but its witness is predicted {row.adv_prediction} with margin {row.adv_margin}"
+    if not 0 <= row.adv_distance <= farthest + BUDGET_TOLERANCE:
+        yield f"has a witness at distance {row.adv_distance}, beyond eps"
+    if (row.verdict is Verdict.BROKEN) != (row.adv_distance <= report.threat.radius + BUDGET_TOLERANCE):
+        yield f"is {row.verdict} with a witness at distance {row.adv_distance} for eps {report.threat.eps}"
+
+
+def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
+    threat = ThreatModel.parse(report.threat.norm, report.threat.eps)
+    if (threat.radius, BUDGET_TOLERANCE) != (report.threat.radius, report.threat.tolerance):
+        yield f"radius {report.threat.radius} (tolerance {report.threat.tolerance}) is not eps {report.threat.eps}"
+    certifying = any(stage.kind == "certifier" for stage in report.suite.stages)
+    counts = Counter(row.verdict for row in rows)
+    expected = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, certifying)
+    for name in RATES:
+        stated, counted = getattr(report.results, name), getattr(expected, name)
+        if not _same_rate(stated, counted):
+            yield f"{name} accuracy is stated as {_show(stated)}, the rows give {_show(counted)}"
+    if dict(report.results.verdicts) != dict(expected.verdicts):
+        yield "the counts of verdicts do not follow from the rows"
+    if suite_digest(report.suite.stages, report.suite.skip_certified, report.suite.repeat) != report.suite.sha256:
+        yield "the suite's hash does not match its stages"
+    if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
+        yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
+    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results)
+    if compare(*stated) != report.baselines:
+        yield "the comparison with RobustBench does not follow from the results"
+
+
+def _check_curve(report: Report, rows: list[SampleRow]) -> Iterator[str]:
+    if not report.curve:
+        return
+    budgets = [ThreatModel.parse(report.threat.norm, point.eps) for point in report.curve]
+    if any(budget.radius != point.radius for budget, point in zip(budgets, report.curve, strict=True)):
+        yield "a radius of the curve is not its eps"
+    if any(smaller.eps >= larger.eps for smaller, larger in pairwise(budgets)):
+        yield "the budgets of the curve do not ascend"
+    if report.threat.eps not in [budget.label for budget in budgets] or len(budgets) < 2:
+        yield f"the curve has no point at eps {report.threat.eps}, or no other"
+    certifying = any(stage.kind == "certifier" for stage in report.suite.stages)
+    for stated, counted in zip(report.curve, curve(rows, report.stages, budgets, certifying), strict=True):
+        rates = [(getattr(stated.results, name), getattr(counted.results, name)) for name in RATES]
+        same = all(_same_rate(*pair) for pair in rates) and stated.results.verdicts == counted.results.verdicts
+        if not same or stated.closed != counted.closed:
+            yield f"the curve at eps {stated.eps} does not follow from the rows"
+
+
+def _same_rate(a: Rate | None, b: Rate | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    exact = (a.count, a.total, a.rate) == (b.count, b.total, b.rate)
+    return exact and max(abs(a.low - b.low), abs(a.high - b.high)) < 1e-9
+
+
+def _show(rate: Rate | None) -> str:
+    return "none" if rate is None else f"{rate.count}/{rate.total} [{rate.low:.6f}, {rate.high:.6f}]"
+
+
+def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
+    if [turn.name for turn in report.stages] != _expected_turns(report):
+        yield "the stages that ran are not those of the suite"
+    levels = {point.eps: level for level, point in enumerate(report.curve)}
+    ran = {turn.name: (order, turn.kind) for order, turn in enumerate(report.stages)}
+    for turn in report.stages:
+        level = levels[turn.eps] if turn.eps is not None else 0
+        closed = sum(_closers(row)[level] == turn.name for row in rows)
+        entered = sum(_enters(row, turn, level, ran, report.suite.skip_certified) for row in rows)
+        if (turn.closed, turn.entered) != (closed, entered):
+            yield f"stage '{turn.name}' closed {turn.closed} of {turn.entered}; the rows give {closed} of {entered}"
+        if turn.kind == "attack" and turn.forward < turn.entered:
+            yield f"stage '{turn.name}' looked at {turn.entered} samples in {turn.forward} forward passes"
+
+
+def _expected_turns(report: Report) -> list[str]:
+    """Return the runs that stages must have had; of several eps, one run without ``@eps`` may serve all."""
+    stages = [spec.name for spec in report.suite.stages]
+    if not report.curve:
+        return stages
+    first, *others = [point.eps for point in report.curve]
+    once = {turn.name for turn in report.stages}.intersection(stages)
+    repeated = [name for name in stages if name not in once]
+    at_first = [name if name in once else f"{name}@{first}" for name in stages]
+    return at_first + [f"{name}@{eps}" for eps in others for name in repeated]
+
+
+def _closers(row: SampleRow) -> tuple[str | None, ...]:
+    return row.stages or (row.stage,)
+
+
+def _enters(
+    row: SampleRow, turn: StageResult, level: int, ran: Mapping[str, tuple[int, str]], skip_certified: bool
+) -> bool:
+    """Whether a turn was given a sample: it was open at that eps, or certified and the suite attacks those, too.
+
+    Proving stops at the first eps at which it fails.
+    """
+    if row.verdict is Verdict.MISCLASSIFIED:
+        return False
+    order, kind = ran.get(_closers(row)[level] or "", (len(ran), ""))
+    was_open = order >= ran[turn.name][0]
+    if turn.kind == "attack":
+        return was_open or (kind == "certifier" and not skip_certified)
+    smaller = _closers(row)[:level][-1:]
+    return was_open and all(ran.get(closer or "", (0, ""))[1] == "certifier" for closer in smaller)
+
+
+CHECKS = (_check_rows, _check_results, _check_curve, _check_stages)
+"""Each takes a report and its rows, and yields what is wrong."""
