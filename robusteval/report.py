@@ -132,7 +132,8 @@ class StageResult(Record):
 
     In a run for several budgets a stage has an entry ``name@eps`` for each, or one called ``name`` that served all;
     ``entered`` and ``closed`` are samples open at its ``eps``, which is None where there is only one budget.
-    ``rejected`` candidates were misclassified but outside the threat model, ``non_finite`` ones NaN or infinite.
+    ``rejected`` candidates were misclassified but outside the threat model, ``non_finite`` ones NaN or infinite,
+    ``undecided`` ones misclassified in most of the repeated evaluations, but too few to rule out chance.
 
     Its cost is in passes (one image through the network once) and in seconds of one worker; ``zero_gradients`` and
     ``non_finite_gradients`` are how many of the backward passes ended in an input gradient that led nowhere.
@@ -145,6 +146,7 @@ class StageResult(Record):
     closed: int = Field(ge=0)
     rejected: int = Field(ge=0)
     non_finite: int = Field(ge=0)
+    undecided: int = Field(default=0, ge=0)
     forward: int = Field(ge=0)
     backward: int = Field(ge=0)
     zero_gradients: int = Field(default=0, ge=0)
@@ -217,6 +219,7 @@ class Comparison(Record):
 class Report(Record):
     """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`.
 
+    ``queries`` is how often, at most, all attacks together asked the model about a sample, None without such a budget.
     ``results`` are for ``threat``; ``curve`` has, ascending, a point for every budget if there are several.
     """
 
@@ -228,6 +231,7 @@ class Report(Record):
     chunk_size: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     workers: int = Field(gt=0)
+    queries: int | None = None
     seconds: float = Field(ge=0)
     model: ModelFacts
     data: DataFacts

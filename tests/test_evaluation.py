@@ -13,19 +13,25 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from robusteval.datasets.base import TensorPixels
+from robusteval.datasets.base import Split, TensorPixels, in_order
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.defaults import fill_in
+from robusteval.evaluation.judge import Judgement, judge
 from robusteval.evaluation.plan import Plan, judge_chunk, prepare
+from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.run import evaluate
+from robusteval.evaluation.suite import load_suite
 from robusteval.evaluation.validate import MANIFEST, read_report, seal, validate
-from robusteval.models.base import LoadedModel
+from robusteval.models.base import LoadedModel, frozen
 from robusteval.report import Report
+from robusteval.rng import SampleRng
 from robusteval.runs import RunDir, file_digest, write_json
+from robusteval.threat import ThreatModel
 
 BASE = {"dataset": "digits", "norm": "Linf", "eps": "0.1", "suite": "quick", "limit": 60, "chunk_size": 25}
 
@@ -71,6 +77,51 @@ def test_a_finished_report_is_valid_and_brackets_the_truth(finished: Path) -> No
 def test_batch_size_changes_no_byte(model_folder: Path, finished: Path, tmp_path: Path, batch_size: int) -> None:
     finish(plan_for(model_folder, batch_size=batch_size), tmp_path / "run")
     assert same_evidence(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 15, 16, 17, 33])
+def test_company_changes_no_bit_of_logits_and_gradients(digits_net: nn.Module, digits: Split, count: int) -> None:
+    """Below 16 images CPU kernels sum in another order, which shows on convolutions unless batches are filled."""
+    x, y = digits.images(slice(0, 60)), digits.labels[:60]
+    probe = Probe(digits_net, 60)
+    few, many = (part.clone().requires_grad_() for part in (x[:count], x))
+    alone, together = probe(few), probe(many)
+    assert torch.equal(alone, together[:count])
+    loss = (functional.cross_entropy(logits, y[: len(logits)], reduction="sum") for logits in (alone, together))
+    (own,), (shared,) = (torch.autograd.grad(value, point) for value, point in zip(loss, (few, many), strict=True))
+    assert torch.equal(own, shared[:count])
+    assert probe.passes.forward == count + 60, "what fills a batch up is not counted"
+
+
+SUITES = ("quick", "foolbox")
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_shuffled_samples_get_the_same_verdicts_and_witnesses(digits_net: nn.Module, digits: Split, suite: str) -> None:
+    threat = ThreatModel.parse("Linf", "0.1")
+    stages = load_suite(suite, threat).stages()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+
+    def judged(rows: Tensor) -> Judgement:
+        ids = digits.ids[rows]
+        rng = SampleRng(0, tuple(ids.tolist()), 0)
+        with frozen(digits_net) as net:
+            return judge(Probe(net, 60), digits.images(rows), digits.labels[rows], ids, threat, stages, rng)
+
+    straight, shuffled = judged(torch.arange(40)), judged(order)
+    assert sorted(shuffled.rows, key=lambda row: row.id) == list(straight.rows)
+    assert straight.witnesses.keys() == shuffled.witnesses.keys()
+    for sample, witness in straight.witnesses.items():
+        assert torch.equal(witness.x_adv, shuffled.witnesses[sample].x_adv)
+
+
+def test_a_dataset_that_shuffles_is_put_in_order(digits: Split) -> None:
+    """So chunks, and attacks that draw for a whole chunk, are the same."""
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    again = in_order(digits.take(order))
+    assert torch.equal(again.ids, digits.ids)
+    assert again.content_hash == digits.content_hash
+    assert in_order(digits) is digits
 
 
 def test_two_workers_change_no_byte(model_folder: Path, finished: Path, tmp_path: Path) -> None:

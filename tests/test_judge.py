@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.pgd import PGD
 from robusteval.errors import RobustevalError, SoundnessContradiction
-from robusteval.evaluation.judge import Judgement, judge
+from robusteval.evaluation.judge import DOUBTFUL, SURVIVED, Judgement, judge
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage
+from robusteval.report import Repeat
 from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
 from robusteval.verdict import Certificate, Verdict
@@ -201,3 +202,32 @@ def test_splitting_the_forward_changes_no_bit(batch_size: int) -> None:
     grad_a = torch.autograd.grad(a.logsumexp(1).sum(), whole)[0]
     grad_b = torch.autograd.grad(b.logsumexp(1).sum(), split)[0]
     assert torch.equal(grad_a, grad_b)
+
+
+class Coin(nn.Module):
+    """Right about grey images; errs on brighter ones with probability ``p``."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        errs = (x.flatten(1).mean(1) > 0.505) & (torch.rand(len(x)) < self.p)
+        return torch.stack([1.0 - 2.0 * errs, torch.zeros(len(x))], 1)
+
+
+def tossed(p: float) -> Judgement:
+    repeat = Repeat(evaluations=400, confidence=0.999)  # 232 errors are needed, 201 are most
+    x, y, ids = torch.full((20, 1, 2, 2), 0.5), torch.zeros(20, dtype=torch.long), torch.arange(20)
+    rng = SampleRng(0, tuple(range(20)), 0)
+    return judge(Probe(Coin(p), 100), x, y, ids, THREAT, [attack(lambda x, y: x + 0.01)], rng, False, repeat)
+
+
+def test_a_candidate_that_errs_often_but_not_beyond_doubt_leaves_its_sample_open_and_says_so() -> None:
+    rarely, often, mostly = tossed(0.2), tossed(0.54), tossed(0.95)
+    assert {(row.verdict, row.reason) for row in rarely.rows} == {(Verdict.UNKNOWN, SURVIVED)}
+    assert {(row.verdict, row.reason) for row in mostly.rows} == {(Verdict.BROKEN, None)}
+    doubtful = [row for row in often.rows if row.reason == f"lie: {DOUBTFUL}"]
+    assert {row.verdict for row in doubtful} == {Verdict.UNKNOWN}
+    assert [judged.stages[0].undecided for judged in (rarely, often, mostly)] == [0, len(doubtful), 0]
+    assert len(doubtful) > 10

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 )
 @click.option("--suite", help="Suite name or TOML file.  [default: standard]")
 @click.option("--witnesses", metavar="RUN", help="Try the adversarial inputs of another evaluation first.")
+@click.option(
+    "--queries", type=int, help="Forward passes that all attacks together may spend on an image.  [default: no limit]"
+)
 @click.option("--limit", type=int, help="Evaluate only the first N test images.")
 @click.option("--batch-size", type=int, help="Images on the device at once.  [default: a chunk]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU core]")

@@ -57,6 +57,10 @@ def _oddities(stage: StageResult) -> Iterator[Finding]:
         message = f"{share:.0%} of the input gradients that {stage.name} took are exactly zero."
         advice = "The attack stood still there, so robustness may be an artefact; try attacks without gradients."
         yield _finding("zero-gradients", "warning", message, advice)
+    if stage.undecided:
+        message = f"{stage.name} left {stage.undecided} samples with a candidate that errs in most evaluations."
+        advice = "Chance is not ruled out, so they count as robust; more evaluations per input would decide."
+        yield _finding("undecided", "warning", message, advice)
     if stage.rejected:
         message = f"{stage.name} returned {stage.rejected} misclassified inputs outside the threat model."
         yield _finding("rejected-candidates", "warning", message, "They were not counted as breaks.")

@@ -17,9 +17,11 @@ def compare(
     data: DataFacts,
     threat: ThreatModel,
     results: Results,
+    queries: int | None,
 ) -> Comparison:
     """Return the place among comparable entries, or why there is none; a pure function, so that anyone can redo it."""
-    reason = _not_comparable(tuple(stages), findings, threat)
+    limited = None if queries is None else f"attacks had only {queries} queries per sample."
+    reason = _not_comparable(tuple(stages), findings, threat) or limited
     if reason:
         return _comparison(Placement(reason=reason), [])
     placement = place(

@@ -22,6 +22,7 @@ class EvalConfig(Settings):
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
     chunk; at least `MIN_BATCH`), ``limit`` the number of test images from the start (None: all).
     ``witnesses`` is the folder of another evaluation whose adversarial inputs are tried first.
+    ``queries`` is how many forward passes all attacks together may spend on a sample, None: no limit.
     ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
     ``curve`` asks for other budgets, too: a list, or True for the customary multiples of ``eps``; several budgets given
     as ``eps`` are a curve whose largest is eps.
@@ -40,6 +41,7 @@ class EvalConfig(Settings):
     curve: bool | tuple[Budget, ...] = False
     suite: str = "standard"
     witnesses: str | None = None
+    queries: int | None = None
     limit: int | None = None
     seed: int = 0
     chunk_size: int = 250
@@ -63,7 +65,7 @@ class EvalConfig(Settings):
             raise ValueError("give at least one eps")
         return {**given, "eps": largest(several), "curve": several}
 
-    @field_validator("limit", "chunk_size", "batch_size", "workers")
+    @field_validator("limit", "queries", "chunk_size", "batch_size", "workers")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:

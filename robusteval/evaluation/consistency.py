@@ -9,7 +9,7 @@ from itertools import pairwise
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.compare import compare
 from robusteval.evaluation.curve import curve
-from robusteval.evaluation.judge import SURVIVED
+from robusteval.evaluation.judge import DOUBTFUL, SURVIVED
 from robusteval.evaluation.suite import load_suite, suite_digest
 from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
 from robusteval.suites import suite_files
@@ -45,7 +45,7 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
     closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
     if stages.get(row.stage or "") != closer:
         yield f"is {row.verdict} by stage '{row.stage}'"
-    undecided = {f"{name}: " for name, kind in stages.items() if kind == "certifier"}
+    undecided = [f"{name}: {'' if kind == 'certifier' else DOUBTFUL}" for name, kind in stages.items()]
     explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
     if explained != (row.verdict is Verdict.UNKNOWN):
         yield f"is {row.verdict} for the reason '{row.reason}'"
@@ -109,7 +109,7 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         yield "the suite's hash does not match its stages"
     if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
         yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
-    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results)
+    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results, report.queries)
     if compare(*stated) != report.baselines:
         yield "the comparison with RobustBench does not follow from the results"
 
@@ -156,6 +156,11 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
             yield f"stage '{turn.name}' closed {turn.closed} of {turn.entered}; the rows give {closed} of {entered}"
         if turn.kind == "attack" and turn.forward < turn.entered:
             yield f"stage '{turn.name}' looked at {turn.entered} samples in {turn.forward} forward passes"
+    attacks = [turn for turn in report.stages if turn.kind == "attack"]
+    checks = 1 + (report.suite.repeat.evaluations if report.suite.repeat else 1)  # a candidate is confirmed by so many
+    asked = sum(turn.forward - checks * turn.entered for turn in attacks)
+    if report.queries is not None and asked > report.queries * report.results.clean.count:
+        yield f"attacks asked {asked} times, beyond {report.queries} queries per sample"
 
 
 def _expected_turns(report: Report) -> list[str]:

@@ -14,11 +14,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from robusteval.attacks.base import Attack
+from robusteval.attacks.base import Attack, AttackResult
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
 from robusteval.evaluation.decide import Decision, decide
 from robusteval.evaluation.probe import Probe, failures
+from robusteval.evaluation.queries import rationed
 from robusteval.evaluation.schedule import Turn, schedule
 from robusteval.evaluation.suite import Stage
 from robusteval.report import Repeat, SampleRow, StageResult
@@ -27,6 +28,7 @@ from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict, Witness
 
 SURVIVED = "survived every attack"
+DOUBTFUL = "a candidate errs in most evaluations, but not beyond doubt"
 
 Told = Callable[[str], None]
 
@@ -59,7 +61,7 @@ class _Level:
 class _Chunk:
     """The state while stages run. ``levels`` are the budgets, ascending; ``why`` has one entry per sample.
 
-    ``repeat`` says how its samples are decided.
+    ``repeat`` says how its samples are decided, ``queries`` how many each has left, None without a budget.
     """
 
     x: Tensor
@@ -69,6 +71,7 @@ class _Chunk:
     levels: tuple[_Level, ...]
     why: list[str | None]
     witnesses: dict[int, Witness]
+    queries: list[int] | None
 
     def given(self, turn: Turn, skip_certified: bool) -> Tensor:
         """Return the rows that a turn looks at; proving goes on at an eps where it got through at the one before."""
@@ -110,19 +113,21 @@ def judge(
     repeat: Repeat | None = None,
     told: Told = lambda turn: None,
     budgets: Sequence[ThreatModel] = (),
+    queries: int | None = None,
 ) -> Judgement:
     """Run ``stages`` in order on the samples still open and return every sample's verdict.
 
     ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. ``budgets``, ascending and with
-    ``threat`` among them, are what else is asked (`schedule`). Raises `RobustevalError` on non-finite logits and
-    `SoundnessContradiction` when a proved sample is broken.
+    ``threat`` among them, are what else is asked (`schedule`). ``queries`` is how often all attacks together may ask
+    the model about a sample, clean prediction and confirmation not counted. Raises `RobustevalError` on non-finite
+    logits and `SoundnessContradiction` when a proved sample is broken.
     """
     _check_inputs(x, ids)
     clean = decide(probe, x, y, ids, repeat, derive_seed(rng.batch, "decide"))
     start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (clean.prediction == y).tolist()]
     asked = tuple(budgets) or (threat,)
     levels = tuple(_Level(budget, list(start), [None] * len(x)) for budget in asked)
-    chunk = _Chunk(x, y, ids, repeat, levels, [None] * len(x), {})
+    chunk = _Chunk(x, y, ids, repeat, levels, [None] * len(x), {}, None if queries is None else [queries] * len(x))
     results = []
     for turn in schedule(stages, asked):
         told(turn.name)
@@ -145,6 +150,7 @@ def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Sampl
         closed=level.closers.count(turn.name),
         rejected=outcome.rejected,
         non_finite=outcome.non_finite,
+        undecided=outcome.undecided,
         forward=probe.passes.forward - before.forward,
         backward=probe.passes.backward - before.backward,
         zero_gradients=probe.passes.zero - before.zero,
@@ -159,6 +165,7 @@ def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Sampl
 class _Outcome:
     rejected: int = 0
     non_finite: int = 0
+    undecided: int = 0
     adaptations: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -166,7 +173,7 @@ class _Outcome:
 def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
     x, y, ids, threat = chunk.x[rows], chunk.y[rows], chunk.ids[rows], turn.threat
     with failures(f"stage '{turn.name}'"):
-        result = cast(Attack, turn.stage.run)(probe, x, y, threat, rng)
+        result = _candidates(cast(Attack, turn.stage.run), probe, chunk, rows, threat, rng)
     candidates = result.candidates.detach().float()
     if candidates.shape != x.shape:
         raise RobustevalError(f"stage '{turn.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
@@ -175,11 +182,27 @@ def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRn
     decided = decide(probe, checked, y, ids, chunk.repeat, derive_seed(rng.batch, "decide", turn.name))
     with torch.no_grad():
         claimed = 0 if allowed.all() else int(((probe(candidates.nan_to_num()).argmax(1) != y) & ~allowed).sum())
+    doubtful = (decided.prediction != y) & ~decided.wrong & allowed
+    for i in rows[doubtful.cpu()].tolist():
+        chunk.why[i] = f"{turn.name}: {DOUBTFUL}"
     for i in (decided.wrong & allowed).nonzero().squeeze(1).tolist():
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
         chunk.break_(int(rows[i]), Witness(candidates[i].cpu(), prediction, float(distance[i]), margin), turn)
     non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
-    return _Outcome(claimed, non_finite, result.adaptations, result.warnings)
+    return _Outcome(claimed, non_finite, int(doubtful.sum()), result.adaptations, result.warnings)
+
+
+def _candidates(
+    attack: Attack, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng
+) -> AttackResult:
+    """Run an attack, within what is left of each sample's queries."""
+    x, y = chunk.x[rows], chunk.y[rows]
+    if chunk.queries is None:
+        return attack(probe, x, y, threat, rng)
+    result, left = rationed(attack, probe, x, y, threat, rng, [chunk.queries[row] for row in rows.tolist()])
+    for row, remaining in zip(rows.tolist(), left, strict=True):
+        chunk.queries[row] = remaining
+    return result
 
 
 def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:

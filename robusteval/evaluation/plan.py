@@ -116,7 +116,7 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
         probe, how = Probe(module, plan.batch_size), (suite.skip_certified, suite.repeat, told, plan.budgets)
-        judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how)
+        judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how, plan.config.queries)
     save_chunk(folder, index, judgement)
     return ChunkResult(rows=judgement.rows, stages=judgement.stages)
 

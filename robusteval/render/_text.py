@@ -87,16 +87,18 @@ def cost(report: Report) -> str:
     return f"{forward:.0f} forward and {backward:.0f} backward passes per sample, {report.seconds:.1f} worker seconds"
 
 
-def ruling(report: Report) -> str | None:
-    """Say how samples of a randomised model were decided, None where one evaluation decides."""
-    repeat = report.suite.repeat
-    if repeat is None:
-        return None
-    return (
-        f"Each input is decided by {repeat.evaluations} fresh evaluations: it is classified correctly if most of "
-        f"them are right, and adversarial only if at least {repeat.needed} err, so that with {repeat.confidence:.3%} "
-        "confidence more than half of all would."
-    )
+def rulings(report: Report) -> list[str]:
+    """Say what else decided the verdicts: repeated evaluations of a randomised model, a budget of queries."""
+    said, repeat = [], report.suite.repeat
+    if repeat:
+        said.append(
+            f"Each input is decided by {repeat.evaluations} fresh evaluations: it is classified correctly if most of "
+            f"them are right, and adversarial only if at least {repeat.needed} err, so that with "
+            f"{repeat.confidence:.3%} confidence more than half of all would."
+        )
+    if report.queries:
+        said.append(f"All attacks together had {report.queries} queries per image.")
+    return said
 
 
 def subject(report: Report) -> str:

@@ -15,7 +15,7 @@ from robusteval.render._text import (
     cost,
     curve_rows,
     placement,
-    ruling,
+    rulings,
     stage_rows,
     subject,
 )
@@ -29,8 +29,7 @@ def render(report: Report) -> RenderableType:
         parts.append(_curve(report))
     parts.append(_stages(report))
     parts.append(Text(cost(report)))
-    if decided := ruling(report):
-        parts.append(Text(decided))
+    parts += [Text(decided) for decided in rulings(report)]
     parts += [Text(f"adapted: {text}", style="yellow") for text in report.suite.adaptations]
     for finding in report.findings:
         style = {"error": "red", "warning": "yellow", "info": ""}[finding.severity]
