@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from torch import nn
@@ -25,6 +26,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
+PATIENCE = 900
+"""Seconds after which what a test waits for is given up; far beyond what a loaded machine needs."""
 
 
 def shared(name: str) -> Path:

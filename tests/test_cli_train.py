@@ -14,6 +14,7 @@ from pathlib import Path
 import conftest
 import pytest
 import torch
+from conftest import PATIENCE
 from PIL import Image
 
 from robusteval.models.io import load_model
@@ -53,14 +54,14 @@ def interrupt(
     """Start the command in its own process and send ``sign`` at a random moment soon after ``epochs`` are done."""
     process = conftest.launch(conftest.ROOT, *arguments)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while epochs_in(run) < epochs:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.3))
         process.send_signal(sign)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     return subprocess.CompletedProcess(arguments, process.returncode, out, err)

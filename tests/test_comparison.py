@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 import pytest
-from conftest import Cli, launch, one_sentence
+from conftest import PATIENCE, Cli, launch, one_sentence
 from PIL import Image
 
 from robusteval.cli import group
@@ -159,7 +159,7 @@ def test_the_caption_says_how_the_numbers_came_about(study: Path):
 def test_a_kill_and_more_seeds_later_give_the_same_bytes(study: Path, tmp_path: Path):
     settings(tmp_path)
     with launch(tmp_path, *STUDY, "--seeds", "1") as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE
         while not (tmp_path / "out/half-s0/train/checkpoint.pt").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline

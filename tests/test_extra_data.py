@@ -158,7 +158,7 @@ def test_extra_data_that_does_not_fit(extra: Split, tmp_path: Path) -> None:
     steps=st.integers(1, 5),
     seed=st.integers(0, 9),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_kind_runs_through_all_its_samples_before_one_repeats(
     base: int, extra: int, batch_size: int, fraction: float, steps: int, seed: int
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import PATIENCE
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
@@ -386,7 +387,7 @@ def test_processes_that_share_a_batch_get_what_one_gets(name: str, params: dict[
         nn.functional.cross_entropy(data.adv, data.y, reduction="none").argsort()
     )  # the hard ones together
     whole, *gradients, ctx = on_table(objective, data)
-    table, barrier = {}, threading.Barrier(2, timeout=20)
+    table, barrier = {}, threading.Barrier(2, timeout=PATIENCE)
 
     def work(rank: int) -> None:
         share = Beside(rank, 2, 9, table, barrier)

@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_commands_work_in_a_clean_environment(wheel: Path, tmp_path: Path) -> No
 
     def run(*arguments: str) -> str:
         done = subprocess.run(
-            [robusteval, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+            [robusteval, *arguments], cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=PATIENCE
         )
         assert done.returncode == 0, done.stderr
         return done.stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, environment
+from conftest import PATIENCE, ROOT, environment
 from team_worker import plan_of
 
 from robusteval.runs import RunDir
@@ -23,7 +23,7 @@ NAMES = OBJECTIVES.names()
 def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     done = subprocess.run(
-        [*launcher, *map(str, arguments)], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300
+        [*launcher, *map(str, arguments)], capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     return done

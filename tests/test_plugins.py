@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import PATIENCE, ROOT, environment
 
 OBJECTIVE = '''
 """A dummy objective."""
@@ -134,7 +134,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run Python in ``folder``, which comes first on the path, before any installed robusteval."""
     return subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=folder, env=environment(), capture_output=True, text=True, timeout=PATIENCE
     )
 
 

@@ -29,7 +29,7 @@ def test_committed_schemas_are_the_models(name: str) -> None:
     jsonschema.Draft202012Validator.check_schema(committed)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(total=st.integers(1, 10_000), share=st.floats(0, 1))
 def test_intervals_are_clopper_pearson(total: int, share: float) -> None:
     count = round(share * total)

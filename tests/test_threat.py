@@ -65,7 +65,7 @@ def test_contains_refuses_box_budget_and_nan() -> None:
     assert threat.contains(x, x_adv).tolist() == [True, True, False, False, False, True]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), threat=st.sampled_from(THREATS), scale=st.floats(0.01, 10))
 def test_projection_and_samples_obey_the_threat(seed: int, threat: tuple[str, str], scale: float) -> None:
     model = ThreatModel.parse(*threat)
