@@ -64,7 +64,8 @@ def _flat(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
-def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """View (N,) as (N, 1, ...), to be broadcast over ``like`` (N, ...)."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -145,11 +146,11 @@ class ThreatModel:
         if self.norm is Norm.L0:
             return self.project(x, x_adv)  # moves nothing that is inside already, and rounds nothing
         origin, scale = x.double(), (self.radius / self.distance(x, x_adv)).clamp_max(1.0)
-        target = (origin + (x_adv.double() - origin) * _per_sample(scale, x)).clamp(0.0, 1.0)
+        target = (origin + (x_adv.double() - origin) * per_sample(scale, x)).clamp(0.0, 1.0)
         point = target.to(x.dtype)
         beyond = (point.double() - origin).abs() > (target - origin).abs()
         point = torch.where(beyond, torch.nextafter(point, x), point)
-        return torch.where(_per_sample(self.contains(x, x_adv), x), x_adv, point)
+        return torch.where(per_sample(self.contains(x, x_adv), x), x_adv, point)
 
     def sample(self, x: Tensor, rng: torch.Generator) -> Tensor:
         """Draw one point per sample: uniform in the Linf and L2 balls, on random L1 rays, ``eps`` random values for L0.
@@ -165,11 +166,11 @@ class ThreatModel:
             return torch.where(chosen, values, x)
         noise = torch.randn(x.shape, generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
         order = 2 if self.norm is Norm.L2 else 1
-        noise = noise / _per_sample(torch.linalg.vector_norm(_flat(noise), ord=order, dim=1), noise)
+        noise = noise / per_sample(torch.linalg.vector_norm(_flat(noise), ord=order, dim=1), noise)
         length = torch.rand(len(x), generator=rng, device=rng.device, dtype=x.dtype).to(x.device)
         if self.norm is Norm.L2:
             length = length ** (1 / _flat(x).shape[1])
-        return self.project(x, x + self.radius * noise * _per_sample(length, noise))
+        return self.project(x, x + self.radius * noise * per_sample(length, noise))
 
 
 def _top(values: Tensor, count: int) -> Tensor:
@@ -185,7 +186,7 @@ def _largest_changes(x: Tensor, x_adv: Tensor, count: int) -> Tensor:
 
 def _project_l2(delta: Tensor, radius: float) -> Tensor:
     size = torch.linalg.vector_norm(_flat(delta), dim=1).clamp_min(1e-12)
-    return delta * _per_sample((radius / size).clamp_max(1.0), delta)
+    return delta * per_sample((radius / size).clamp_max(1.0), delta)
 
 
 def _project_l1(delta: Tensor, radius: float) -> Tensor:

@@ -19,6 +19,7 @@ from robusteval.attacks._square_steps import share
 from robusteval.attacks.apgd import APGD
 from robusteval.attacks.autoattack import AutoAttack
 from robusteval.attacks.base import Attack, AttackResult
+from robusteval.attacks.pgd import PGD
 from robusteval.attacks.square import Square
 from robusteval.catalog import Catalog
 from robusteval.errors import UsageError
@@ -191,6 +192,17 @@ def test_few_classes(classes: int, targets: int, said: list[str]) -> None:
 
 
 @every_norm
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_pyautoattacks_apgd_on_dlr_takes_the_margin_with_two_classes(threat: ThreatModel, version: Any) -> None:
+    case = linear(threat, 2, (0.7, 0.8, 1.2))
+    result = case.run(AutoAttack("apgd-dlr", version))
+    assert case.broken(result.candidates) == [True, True, False]
+    assert result.adaptations[-1] == "apgd-dlr: margin max z_k - z_y as loss, as DLR is undefined for 2 classes"
+    case = linear(threat, 3, (0.7, 1.2))
+    assert not any("margin" in text for text in case.run(AutoAttack("apgd-dlr", version)).adaptations)
+
+
+@every_norm
 @pytest.mark.parametrize("scale", [2.0**13, 2.0**-23])
 @pytest.mark.parametrize("loss", ["ce", "dlr", "margin"])
 def test_scale_of_the_logits_does_not_matter(threat: ThreatModel, loss: str, scale: float) -> None:
@@ -203,6 +215,15 @@ def test_scale_of_the_logits_does_not_matter(threat: ThreatModel, loss: str, sca
     assert (grad == 0).all() == (scale > 1), "float32 cross-entropy has no gradient where logits are huge"
     attack = APGD(steps=50, loss=loss, targets=0 if loss == "ce" else 2)  # type: ignore[arg-type]
     assert case.broken(case.run(attack).candidates) == [True, True, False]
+
+
+@pytest.mark.parametrize("threat", THREATS[:2], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 2.0**13])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_pgd_on_either_loss_goes_through_huge_logits(threat: ThreatModel, loss: Any, scale: float) -> None:
+    case = linear(threat, 2, (0.8, 0.9, 1.1))
+    case.model.scale = scale
+    assert case.broken(case.run(PGD(steps=50, loss=loss)).candidates) == [True, True, False]
 
 
 @every_norm

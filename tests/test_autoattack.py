@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robusteval.attacks.autoattack import AutoAttack, square_runs
 from robusteval.datasets.base import Split
 from robusteval.datasets.open import open_dataset
-from robusteval.evaluation.judge import judge
+from robusteval.evaluation.judge import Judgement, judge
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import load_suite
 from robusteval.models.base import frozen
@@ -90,16 +90,7 @@ def test_other_norms_verdict_for_verdict(digits_net: nn.Module, digits: Split, n
 )
 def test_few_classes(digits: Split, classes: int, norm: str) -> None:
     """Every component runs, says what it adapted, and together they break a share of the samples."""
-    few = digits.take((digits.labels < classes).nonzero().squeeze(1)[:16])
-    train = open_dataset("digits").load("train")
-    model = make_model(train, classes=classes)
-    fit(model, train.take((train.labels < classes).nonzero().squeeze(1)), steps=40, noise=0.1)
-    x, y = few.images(slice(None)), few.labels
-    threat = ThreatModel.parse(norm, {"Linf": "0.15", "L2": "0.8", "L1": "2"}[norm])
-    ids = torch.arange(len(x))
-    with frozen(model):
-        suite, rng = load_suite("standard", threat), SampleRng(0, tuple(ids.tolist()), 0)
-        judged = judge(Probe(model, 100), x, y, ids, threat, suite.stages(), rng)
+    judged = judge_few_classes(digits, classes, norm, "standard")
     broken = sum(row.verdict is Verdict.BROKEN for row in judged.rows)
     assert broken >= 1
     said = {text for stage in judged.stages for text in stage.adaptations}
@@ -108,6 +99,30 @@ def test_few_classes(digits: Split, classes: int, norm: str) -> None:
     assert entered["apgd-t"] > 0
     assert (f"apgd-t: {classes - 1} targets instead of {targets}" in said) == (classes - 1 < targets)
     assert any("margin" in text for text in said) == (classes < 4)
+
+
+def judge_few_classes(digits: Split, classes: int, norm: str, name: str) -> Judgement:
+    """Judge 16 digits of ``classes`` kinds by the suite called ``name``."""
+    few = digits.take((digits.labels < classes).nonzero().squeeze(1)[:16])
+    train = open_dataset("digits").load("train")
+    model = make_model(train, classes=classes)
+    fit(model, train.take((train.labels < classes).nonzero().squeeze(1)), steps=40, noise=0.1)
+    x, y, ids = few.images(slice(None)), few.labels, torch.arange(len(few))
+    threat = ThreatModel.parse(norm, {"Linf": "0.15", "L2": "0.8", "L1": "2"}[norm])
+    with frozen(model):
+        suite, rng = load_suite(name, threat), SampleRng(0, tuple(ids.tolist()), 0)
+        return judge(Probe(model, 100), x, y, ids, threat, suite.stages(), rng, repeat=suite.repeat)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ["plus", "rand"])
+def test_two_classes_in_the_other_suites(digits: Split, name: str, norm: str) -> None:
+    judged = judge_few_classes(digits, 2, norm, name)
+    assert any(row.verdict is Verdict.BROKEN for row in judged.rows)
+    dlr = next(stage for stage in judged.stages if stage.name == "apgd-dlr")
+    assert dlr.entered > 0
+    assert any("margin max z_k - z_y" in text for text in dlr.adaptations)
 
 
 def test_pyautoattack_alone_still_crashes_on_three_classes() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +16,16 @@ from torch.nn import functional as F
 
 from robusteval.datasets.base import Split
 from robusteval.datasets.open import open_dataset
-from robusteval.evaluation.preflight import SAMPLES, inspect
-from robusteval.models.base import frozen
+from robusteval.errors import RobustevalError
+from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.plan import prepare
+from robusteval.evaluation.preflight import AGREEMENT, SAMPLES, foreseen, inspect, refuse_unless_allowed
+from robusteval.evaluation.reliability import SAMPLES as TRIED
+from robusteval.evaluation.run import evaluate
+from robusteval.models.base import LoadedModel, frozen
 from robusteval.models.io import load_model
 from robusteval.report import Finding
+from robusteval.runs import RunDir
 from robusteval.settings import PluginSpec
 from robusteval.threat import ThreatModel
 
@@ -56,17 +65,27 @@ class Reversed(torch.autograd.Function):
         return -grad
 
 
+class Undifferentiated(torch.autograd.Function):
+    """The identity, whose gradient nobody has written, or nobody for few samples."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, few: int | None) -> Tensor:
+        ctx.few = few
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        if ctx.few is None or len(grad) <= ctx.few:
+            raise NotImplementedError("no backward pass for this layer\nsecond line")
+        return grad, None
+
+
 def resized(x: Tensor) -> Tensor:
     """Shrink by a random factor and pad at a random place (Xie et al. 2018)."""
     side = x.shape[2]
     new = int(torch.randint(side - 2, side + 1, ()))
     left, top = (int(torch.randint(0, side - new + 1, ())) for _ in range(2))
     return F.pad(F.interpolate(x, size=(new, new)), (left, side - new - left, top, side - new - top))
-
-
-def confident(z: Tensor) -> Tensor:
-    """Raise the winner so far that only its own logit has a gradient, and that a constant one."""
-    return z + 30 * F.one_hot(z.argmax(1), z.shape[1])
 
 
 GALLERY: dict[str, tuple[dict[str, Twist], str]] = {
@@ -140,12 +159,100 @@ HONEST: dict[str, Callable[[], nn.Module]] = {
 NORMS = (("Linf", "0.1"), ("L2", "0.5"), ("L1", "3"))
 
 
+@cache
+def ordinary(name: str) -> nn.Module:
+    return HONEST[name]()
+
+
+def by_the_batch() -> nn.Module:
+    """Batch normalisation by the batch's own statistics, in eval mode too."""
+    model = copy.deepcopy(ordinary("normalised"))
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean = layer.running_var = None
+    return model
+
+
+class Kernels(nn.Module):
+    """A net in low precision that takes single images through other kernels, which round at other places."""
+
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = copy.deepcopy(net).to(dtype), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        net = self.net if len(x) > 1 else copy.deepcopy(self.net).float()
+        logits: Tensor = net(x.to(next(net.parameters()).dtype)).to(self.dtype)
+        return logits
+
+
+LOW = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("net", ["trained on noise", "normalised"])
+def test_rounding_in_low_precision_is_no_dependence_on_the_batch(digits: Split, dtype: torch.dtype, net: str) -> None:
+    model = Kernels(ordinary(net), dtype)
+    x = digits.images(slice(0, 8))
+    with frozen(model) as module, torch.no_grad():
+        together, alone = module(x), torch.cat([module(row) for row in x.split(1)])
+    assert ((together - alone).norm(dim=1) / together.norm(dim=1)).max() > AGREEMENT
+    assert [finding for finding in findings(model, digits) if finding.severity != "info"] == []
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_what_is_more_than_rounding_is_found_in_low_precision(
+    digits_net: nn.Module, digits: Split, dtype: torch.dtype
+) -> None:
+    noise = Defence(copy.deepcopy(digits_net), after=lambda z: z + 0.1 * torch.randn_like(z)).to(dtype)
+    assert "randomised" in {finding.name for finding in findings(noise, digits)}
+    assert "batch-dependent" in {finding.name for finding in findings(by_the_batch().to(dtype), digits)}
+
+
+CUT: dict[str, tuple[Twist, str]] = {
+    "a value overwritten that is needed": (
+        lambda x: x.sigmoid().mul_(2),
+        "RuntimeError: one of the variables",
+    ),
+    "a layer without a backward pass": (lambda x: Undifferentiated.apply(x, None), "NotImplementedError: no backward"),
+    "a backward pass that fails on few": (
+        lambda x: Undifferentiated.apply(x, TRIED),
+        "NotImplementedError: no",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_gradient_that_fails_is_none(digits_net: nn.Module, digits: Split, name: str) -> None:
+    """Attacks without gradients may still judge the model."""
+    twist, message = CUT[name]
+    found = findings(Defence(digits_net, twist), digits)
+    (cut,) = [finding for finding in found if finding.name == "no-gradient"]
+    assert cut.severity == "error"
+    assert message in cut.message
+    assert "second line" not in cut.message
+    with pytest.raises(RobustevalError, match="--allow no-gradient"):
+        refuse_unless_allowed(foreseen(found, repeated=False, gradient_free=False), ())
+    refuse_unless_allowed(foreseen(found, repeated=False, gradient_free=True), ())
+
+
 @pytest.mark.parametrize("name", HONEST)
 def test_no_finding_is_raised_against_an_ordinary_net(digits: Split, name: str) -> None:
-    model = HONEST[name]()
+    model = ordinary(name)
     for norm in NORMS:
         raised = findings(model, digits, ThreatModel.parse(*norm))
         assert [finding for finding in raised if finding.severity != "info"] == []
+
+
+@pytest.mark.parametrize(("name", "norm", "eps"), [(name, *NORMS[i % 3]) for i, name in enumerate(HONEST)])
+def test_no_finding_is_left_after_foolbox_has_attacked_an_ordinary_net(
+    name: str, norm: str, eps: str, tmp_path: Path
+) -> None:
+    model = LoadedModel(ordinary(name), name=name, source="memory", architecture="toy")
+    settings = {"model": "memory", "dataset": "digits", "norm": norm, "eps": eps, "suite": "foolbox", "limit": 20}
+    report = evaluate(prepare(EvalConfig.model_validate(settings), model), RunDir(tmp_path))
+    assert report.results.empirical.count < report.results.clean.count
+    assert [finding for finding in report.findings if finding.severity != "info"] == []
 
 
 def test_no_finding_is_raised_against_a_certified_net() -> None:

@@ -20,7 +20,6 @@ DUAL = {"Linf": 1.0, "L2": 2.0, "L1": float("inf")}
 CONVEX = [(FMN(), "Linf"), (FMN(), "L2"), (FMN(), "L1"), (DDN(), "L2")]
 COUNTING = [FMN(), SigmaZero(steps=100)]
 ALL = [*CONVEX, *((attack, "L0") for attack in COUNTING)]
-needs_l0 = pytest.mark.skipif(not hasattr(Norm, "L0"), reason="no L0 threat model")
 
 
 class Rows(nn.Module):
@@ -92,7 +91,6 @@ def test_distances_of_linear_models_are_exact(attack: Any, norm: str, shape: tup
     assert (model(found.points).argmax(1) != y).all()
 
 
-@needs_l0
 @pytest.mark.parametrize("attack", COUNTING)
 @pytest.mark.parametrize(("shape", "count"), [*zip(SHAPES, (1, 3, 8), strict=True), ((1, 1, 7), 8)])
 def test_counts_of_linear_models_are_exact_or_one_off(attack: Any, shape: tuple[int, ...], count: int) -> None:
@@ -112,7 +110,6 @@ def test_the_scale_of_the_logits_does_not_matter(attack: Any, norm: str, scale: 
     assert ratio.max() < 1.02
 
 
-@needs_l0
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 @pytest.mark.parametrize("attack", COUNTING)
 def test_the_scale_of_the_logits_does_not_matter_to_counts(attack: Any, scale: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyautoattack
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
+from robusteval.attacks.autoattack import AutoAttack
 from robusteval.errors import UsageError
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.decide import decide
@@ -106,6 +108,52 @@ def test_where_one_evaluation_decides_a_lucky_draw_breaks_and_in_rand_it_does_no
     assert int((y_adv == y).sum()) < clean - 8
 
 
+@pytest.mark.parametrize("component", ["apgd-ce", "apgd-dlr"])
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_in_rand_no_sample_is_passed_over_for_a_lucky_draw(
+    noisy: tuple[Noisy, Tensor, Tensor], component: Any, norm: str
+) -> None:
+    """AutoAttack returns bit by bit the input of what one draw has wrong, and of what it does not break."""
+    model, x, y = noisy
+    with frozen(model):
+        attack, rng = AutoAttack(component, "rand"), SampleRng(0, tuple(range(40)), 5)
+        result = attack(model, x, y, threat := ThreatModel.parse(norm, "0.05"), rng)
+    assert (result.candidates != x).flatten(1).any(1).all()
+    assert threat.contains(x, result.candidates).all()
+    assert any("attacks every sample" in text for text in result.adaptations)
+
+
+@pytest.mark.parametrize("component", ["apgd-t", "fab", "fab-t", "square"])
+def test_rand_has_no_other_component(component: Any) -> None:
+    with pytest.raises(ValueError, match="apgd-ce and apgd-dlr"):
+        AutoAttack(component, "rand")
+
+
+def test_what_noise_cannot_save_is_broken(noisy: tuple[Noisy, Tensor, Tensor]) -> None:
+    """The largest lead another class can be given is known; the noise on it has a standard deviation of 0.42."""
+    model, x, y = noisy
+    threat = ThreatModel.parse("Linf", "0.25")
+    with torch.no_grad():
+        model.layer.weight *= 2
+        model.layer.bias *= 2
+    lead = torch.stack([_largest_lead(model.layer, x, y, rival, threat.radius) for rival in range(3)])
+    lead = lead.scatter(0, y[None], -torch.inf).max(0).values
+    with frozen(model):
+        suite, rng = load_suite("rand", threat), SampleRng(0, tuple(range(40)), 5)
+        judged = judge(Probe(model, 64), x, y, torch.arange(40), threat, suite.stages(), rng, False, suite.repeat)
+    verdicts = Counter(row.verdict for row, doomed in zip(judged.rows, lead > 0.4, strict=True) if doomed)
+    assert verdicts[Verdict.UNKNOWN] == 0
+    assert verdicts[Verdict.BROKEN] > 12
+
+
+def _largest_lead(layer: nn.Linear, x: Tensor, y: Tensor, rival: int, eps: float) -> Tensor:
+    """Return max ``z_rival - z_y`` (N,) over the Linf ball and the box, without noise."""
+    slope = (layer.weight[rival] - layer.weight[y]).detach()
+    flat = x.flatten(1)
+    end = torch.where(slope > 0, flat + eps, flat - eps).clamp(0, 1)
+    return (slope * end).sum(1) + (layer.bias[rival] - layer.bias[y]).detach()
+
+
 def test_a_randomised_model_is_evaluated_reproducibly_and_says_how(
     noisy: tuple[Noisy, Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -157,18 +205,17 @@ def test_what_cannot_be_decided_is_refused(tmp_path: Path, text: str, message: s
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["quick", "standard"])
 def test_models_of_other_precisions_are_attacked_like_any(dtype: torch.dtype, name: str) -> None:
-    """A linear model whose weights every precision holds exactly, so that all give one answer."""
+    """A linear model whose weights and inputs get rounded; the answer is that of the rounded weights."""
     threat = ThreatModel.parse("Linf", "0.1")
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        model[1].weight.copy_(torch.randint(-4, 5, (4, 16), generator=rng) / 4)
+        model[1].weight.copy_(torch.randn(4, 16, generator=rng) / 2)
         model[1].bias.zero_()
-    x = torch.randint(64, 193, (24, 1, 4, 4), generator=rng) / 256
-    with torch.no_grad():
-        y = model(x).argmax(1)
-        model.to(dtype)
+    model.to(dtype)
+    x = torch.rand(24, 1, 4, 4, generator=rng) / 2 + 0.25
     with frozen(model) as network:
+        y = network(x).argmax(1)
         assert network(x).dtype == torch.float32
         suite = load_suite(name, threat)
         rows = judge(

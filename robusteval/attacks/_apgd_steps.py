@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.attacks._l1 import project_l1_box, sparse_sign
-from robusteval.threat import Norm, ThreatModel
+from robusteval.threat import Norm, ThreatModel, per_sample
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (N, K), labels (N,) and targets (N,) -> the value to ascend, (N,)."""
@@ -25,15 +25,11 @@ def into(threat: ThreatModel, x: Tensor, point: Tensor) -> Tensor:
     )
 
 
-def _wide(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, *[1] * (like.dim() - 1))
-
-
 def _largest_is_one(rows: Tensor) -> Tensor:
     """Scale each row of (N, ...) so that no later square or product under- or overflows; zero rows stay zero."""
     rows = rows.nan_to_num()
     largest = rows.abs().flatten(1).amax(1).clamp_min(torch.finfo(rows.dtype).tiny)
-    return rows / _wide(largest, rows)
+    return rows / per_sample(largest, rows)
 
 
 @dataclass
@@ -82,12 +78,12 @@ class Climb:
     def _note(self, value: Tensor) -> None:
         better = value > self.best_value
         self.value, self.best_value = value, torch.where(better, value, self.best_value)
-        self.best = torch.where(_wide(better, self.best), self.point, self.best)
-        self.best_grad = torch.where(_wide(better, self.best), self.grad, self.best_grad)
+        self.best = torch.where(per_sample(better, self.best), self.point, self.best)
+        self.best_grad = torch.where(per_sample(better, self.best), self.grad, self.best_grad)
 
     def back_to_best(self, rows: Tensor) -> None:
         """Let the samples where the mask ``rows`` is true go on from their best point."""
-        wide = _wide(rows, self.point)
+        wide = per_sample(rows, self.point)
         self.point = torch.where(wide, self.best, self.point)
         self.grad = torch.where(wide, self.best_grad, self.grad)
         self.value = torch.where(rows, self.best_value, self.value)
@@ -111,8 +107,8 @@ class MomentumClimb(Climb):
         direction = self.grad.sign()
         if threat.norm is Norm.L2:
             length = torch.linalg.vector_norm(self.grad.flatten(1), dim=1).clamp_min(1.0)
-            direction = self.grad / _wide(length, self.grad)
-        z = into(threat, self.x, self.point + _wide(self.size, self.point) * direction)
+            direction = self.grad / per_sample(length, self.grad)
+        z = into(threat, self.x, self.point + per_sample(self.size, self.point) * direction)
         drift = momentum * (z - self.point) + (1 - momentum) * (self.point - self.before)
         self.before, self.point = self.point, into(threat, self.x, self.point + drift)
 
@@ -133,7 +129,7 @@ class SparseClimb(Climb):
 
     def move(self, threat: ThreatModel, momentum: float) -> None:
         """Step along the signs of the largest gradients; L1 has no momentum."""
-        step = _wide(self.size, self.point) * sparse_sign(self.grad, self.point, self.count)
+        step = per_sample(self.size, self.point) * sparse_sign(self.grad, self.point, self.count)
         self.point = into(threat, self.x, self.point + step)
 
     def check(self, threat: ThreatModel, rho: float, period: int) -> None:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from robusteval.attacks._foolbox_classes import Float32, descends, takes_start
 from robusteval.attacks._foolbox_starts import starting_point
 from robusteval.attacks._losses import margin_loss
-from robusteval.rng import SampleRng, derive_seed, generator
-from robusteval.threat import ThreatModel
+from robusteval.rng import SampleRng, derive_seed, generator, seeded
+from robusteval.threat import Norm, ThreatModel
 
 BEYOND = 1.005
 """How far a smallest perturbation is stretched, within eps: on the boundary the next evaluation may round otherwise."""
@@ -35,14 +35,12 @@ class NoStartError(Exception):
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's and numpy's global generators, from which Foolbox draws; give them back as they were."""
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, from which Foolbox draws too; give it back as it was."""
     numpy_state = np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
-            torch.manual_seed(seed)
-            np.random.seed(seed)
-            yield
+        np.random.seed(seed)
+        yield
     finally:
         np.random.set_state(numpy_state)
 
@@ -68,7 +66,8 @@ class Run:
         _adapt(attack, self.threat, self.margin, seeds)
         wrapped = PyTorchModel(Float32(self.model), bounds=(0, 1), device=x.device)
         extra = {"starting_points": self._starts(attack, x, y, rng)} if takes_start(type(attack)) else {}
-        with _seeded(seeds[0] if alone else derive_seed(rng.batch, *self.purpose), x.device):
+        seed = seeds[0] if alone else derive_seed(rng.batch, *self.purpose)
+        with seeded(seed, x.device), _numpy_seeded(seed), torch.enable_grad():
             fixed = isinstance(attack, FixedEpsilonAttack)
             _, found, _ = attack(wrapped, x.clone(), y, epsilons=self.threat.radius if fixed else None, **extra)
         held = _held(x, found.detach().float(), self.threat)
@@ -83,7 +82,7 @@ class Run:
         return torch.where(usable.view(-1, 1, 1, 1), further, found)
 
     def _starts(self, attack: Any, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:
-        sparse = self.threat.norm.value == "L0" or type(attack).__name__ in ("PointwiseAttack", "L0BrendelBethgeAttack")
+        sparse = self.threat.norm is Norm.L0 or type(attack).__name__ in ("PointwiseAttack", "L0BrendelBethgeAttack")
         starts = []
         for i, sample in enumerate(rng.ids):
             stream = generator(rng.seed, *self.purpose, "start", sample)
@@ -123,8 +122,8 @@ def _start_each(own_start: Callable[[Any, float], Any], seeds: list[int]) -> Cal
     def start(x0: Any, epsilon: float) -> Any:
         points = []
         for i, seed in enumerate(seeds):
-            torch.manual_seed(seed)
-            points.append(own_start(x0[i : i + 1], epsilon))
+            with seeded(seed, x0.raw.device):
+                points.append(own_start(x0[i : i + 1], epsilon))
         return eagerpy.concatenate(points, axis=0)
 
     return start

@@ -9,18 +9,25 @@ from torch import Tensor
 def project_l1_box(x: Tensor, x_adv: Tensor, radius: float) -> Tensor:
     """Return the point nearest to ``x_adv`` (L2) within ``||. - x||_1 <= radius`` and [0,1], for x in [0,1].
 
-    Croce & Hein 2021 (arXiv 2103.01208): coordinate i moves by ``sign(u_i) min(max(|u_i| - level, 0), room_i)``,
-    where u = x_adv - x, room is the way to the wall of the box and level >= 0 is the least that keeps the budget.
     Projecting on the ball first and clipping then would leave budget unused.
     """
-    delta = (x_adv - x).flatten(1)
-    room = torch.where(delta > 0, 1 - x.flatten(1), x.flatten(1))
-    size = delta.abs()
+    return (x + shrink_l1(x_adv - x, x, radius)).clamp(0.0, 1.0)
+
+
+def shrink_l1(delta: Tensor, x: Tensor, radius: float | Tensor) -> Tensor:
+    """Return the perturbation of ``x`` nearest to ``delta`` (L2) within ``||.||_1 <= radius``, a number or (N, 1).
+
+    Croce & Hein 2021 (arXiv 2103.01208): coordinate i of ``delta`` becomes ``sign(d_i) min(max(|d_i| - level, 0),
+    room_i)``, where room is the way to the wall of the box [0,1] and level >= 0 is the least that keeps the budget.
+    """
+    flat = delta.flatten(1)
+    room = torch.where(flat > 0, 1 - x.flatten(1), x.flatten(1))
+    size = flat.abs()
     kept = torch.minimum((size - _level(size, room, radius)).clamp_min(0), room)
-    return (x + (delta.sign() * kept).view_as(x)).clamp(0.0, 1.0)
+    return (flat.sign() * kept).view_as(x)
 
 
-def _level(size: Tensor, room: Tensor, radius: float) -> Tensor:
+def _level(size: Tensor, room: Tensor, radius: float | Tensor) -> Tensor:
     """Return, per row, the least level >= 0 with ``sum_i min(max(size_i - level, 0), room_i) <= radius``. (N, 1).
 
     As the level rises, a coordinate starts to shrink at ``size - room`` and is gone at ``size``; between these knots

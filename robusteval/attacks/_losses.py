@@ -60,4 +60,5 @@ def _divisor(spread: Tensor) -> Tensor:
     return spread.clamp_min(torch.finfo(spread.dtype).tiny)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin_loss}
+LOSSES = {"ce": log_odds, "margin": margin_loss}
+"""What an untargeted attack called with ``loss`` ascends; the log-odds for "ce", whose directions are the same."""

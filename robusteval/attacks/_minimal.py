@@ -12,12 +12,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from robusteval.attacks._l1 import shrink_l1
 from robusteval.attacks._losses import margin_loss
 from robusteval.attacks.base import AttackResult
-from robusteval.threat import Norm, ThreatModel
+from robusteval.threat import Norm, ThreatModel, per_sample
 
 HALVINGS = 25
-"""Bisections of a projection's multiplier: float32 has no more digits to offer."""
+"""Bisections of the L2 projection's factor: float32 has no more digits to offer."""
 
 LEAD = 3e-5
 """By how much, relative to the logits, another class must lead. The nearest points lie on the decision boundary, where
@@ -48,7 +49,7 @@ class Nearest:
         nearer = adversarial & (distances < self.distances)
         return replace(
             self,
-            points=torch.where(rows(nearer, points), points, self.points),
+            points=torch.where(per_sample(nearer, points), points, self.points),
             distances=torch.where(nearer, distances, self.distances),
         )
 
@@ -60,7 +61,7 @@ class Nearest:
     def within(self, threat: ThreatModel) -> AttackResult:
         """Return the points that obey ``threat``, and ``x`` for the other samples."""
         obeys = threat.contains(self.x, self.points)
-        return AttackResult(threat.hold(self.x, torch.where(rows(obeys, self.x), self.points, self.x)))
+        return AttackResult(threat.hold(self.x, torch.where(per_sample(obeys, self.x), self.points, self.x)))
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,6 @@ class Slope:
     margin: Tensor
     grad: Tensor
     adversarial: Tensor
-
-
-def rows(values: Tensor, like: Tensor) -> Tensor:
-    """View (N,) as (N, 1, ...), to be broadcast over ``like`` (N, ...)."""
-    return values.view(-1, *[1] * (like.dim() - 1))
 
 
 def cosine(start: float, end: float, step: int, steps: int) -> float:
@@ -123,7 +119,7 @@ def nearest_rival(model: nn.Module, point: Tensor, y: Tensor, norm: Norm, classe
         nearer = distance < best
         best = torch.where(nearer, distance, best)
         margin = torch.where(nearer, value.detach(), margin)
-        grad = torch.where(rows(nearer, slope), slope, grad)
+        grad = torch.where(per_sample(nearer, slope), slope, grad)
     return Slope(margin, grad, misclassified(logits.detach(), y))
 
 
@@ -135,7 +131,7 @@ def inward(grad: Tensor, point: Tensor) -> Tensor:
 
 def unit(grad: Tensor, spare: Tensor) -> Tensor:
     """Return the rows of ``grad`` at L2 length 1; those of ``spare`` where the gradient is zero."""
-    flat = torch.where(rows(grad.flatten(1).any(1), grad), grad, spare).flatten(1)
+    flat = torch.where(per_sample(grad.flatten(1).any(1), grad), grad, spare).flatten(1)
     flat = flat / flat.abs().amax(1, keepdim=True)
     scaled: Tensor = flat / torch.linalg.vector_norm(flat, dim=1, keepdim=True)
     return scaled.view_as(grad)
@@ -147,11 +143,11 @@ def reach(margin: Tensor, grad: Tensor, point: Tensor, norm: Norm) -> Tensor:
     ``margin / ||grad||_q`` with the dual norm q; for L0, how many values must go to their end of the box.
     """
     margin, flat = margin.clamp_min(0), grad.flatten(1)
-    if norm.value == "L0":
+    if norm is Norm.L0:
         room = torch.where(grad > 0, point, 1 - point).flatten(1)
         gains = (flat.abs() * room).sort(dim=1, descending=True).values.cumsum(1)
         return (gains < margin[:, None]).sum(1).add(1).clamp_max(flat.shape[1]).to(margin.dtype)
-    dual = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}[norm.value]
+    dual = {Norm.LINF: 1.0, Norm.L2: 2.0, Norm.L1: math.inf}[norm]
     slope: Tensor = torch.linalg.vector_norm(flat, ord=dual, dim=1)
     return margin / slope.clamp_min(torch.finfo(slope.dtype).tiny)
 
@@ -161,39 +157,36 @@ def project(delta: Tensor, eps: Tensor, x: Tensor, norm: Norm) -> Tensor:
 
     The exact projection on ball and box: clipping after the ball would waste what the box takes away.
     """
+    size = eps.to(delta.dtype)[:, None]
+    if norm is Norm.L1:
+        return shrink_l1(delta, x, size)
     flat, low, high = delta.flatten(1), -x.flatten(1), 1 - x.flatten(1)
-    size = eps.to(flat.dtype)[:, None]
     boxed = flat.clamp(low, high)
-    if norm.value == "Linf":
+    if norm is Norm.LINF:
         kept = torch.minimum(torch.maximum(boxed, -size), size)
-    elif norm.value == "L0":
+    elif norm is Norm.L0:
         gain = boxed * (2 * flat - boxed)
         rank = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         kept = boxed.masked_fill(rank >= size, 0.0)
     else:
-        kept = _shrink(flat, size, low, high, 1 if norm.value == "L1" else 2)
+        kept = _scaled(flat, size, low, high)
     return kept.view_as(delta)
 
 
-def _shrink(flat: Tensor, size: Tensor, low: Tensor, high: Tensor, order: int) -> Tensor:
-    """Soft-threshold (L1) or scale (L2) the rows and clip them; bisect for the multiplier that gives norm ``size``."""
+def _scaled(flat: Tensor, size: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Scale the rows by at most 1 and clip them; bisect for the factor that gives L2 norm ``size`` (N, 1)."""
 
-    def pulled(level: Tensor) -> Tensor:
-        smaller = flat.sign() * (flat.abs() - level).clamp_min(0) if order == 1 else flat * (1 - level)
-        return smaller.clamp(low, high)
-
-    def outside(level: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(pulled(level), ord=order, dim=1, keepdim=True)
+    def outside(factor: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm((flat * factor).clamp(low, high), dim=1, keepdim=True)
         return length > size
 
-    least = torch.zeros_like(size)
-    inside = ~outside(least)
-    most = flat.abs().amax(1, keepdim=True) if order == 1 else torch.ones_like(size)
+    least, most = torch.zeros_like(size), torch.ones_like(size)
+    inside = ~outside(most)
     for _ in range(HALVINGS):
         middle = (least + most) / 2
         above = outside(middle)
-        least, most = torch.where(above, middle, least), torch.where(above, most, middle)
-    return pulled(torch.where(inside, torch.zeros_like(most), most))
+        least, most = torch.where(above, least, middle), torch.where(above, middle, most)
+    return (flat * torch.where(inside, 1.0, least)).clamp(low, high)
 
 
 def prune(model: nn.Module, nearest: Nearest, y: Tensor) -> Nearest:
@@ -217,7 +210,7 @@ def _undo(model: nn.Module, nearest: Nearest, points: Tensor, y: Tensor) -> Near
     while bool((enough - few > 1).any()):
         middle = (few + enough) // 2
         before = nearest.distances
-        nearest = nearest.try_out(model, torch.where(rank < rows(middle, rank), points, nearest.x), y)
+        nearest = nearest.try_out(model, torch.where(rank < per_sample(middle, rank), points, nearest.x), y)
         works = nearest.distances < before
         few, enough = torch.where(works, few, middle), torch.where(works, middle, enough)
     return nearest

@@ -5,21 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal, get_args
 
 import pyautoattack
 import torch
 from torch import Tensor, nn
 
+from robusteval.attacks._losses import margin_loss
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.square import Square
-from robusteval.errors import UsageError
 from robusteval.rng import SampleRng, seeded
 from robusteval.threat import Norm, ThreatModel
 
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"]
 FEWEST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
 """Fewest classes for which a component's DLR loss is defined."""
+
+RANDOMISED = ("apgd-ce", "apgd-dlr")
+"""The components of version "rand", those that average gradients over draws of a randomised model."""
 
 
 @dataclass
@@ -57,15 +61,20 @@ class AutoAttack:
 
     ``version`` decides restarts, targets and how often a gradient is averaged, as it does there. Every component
     starts from the clean inputs and is seeded with the batch's one seed, as AutoAttack does: the inputs given are one
-    AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes; with fewer than four the
-    targeted DLR loss, undefined there, gives way to the plain margin; for image sizes on which its L2 and L1 Square
-    fails, such as 24 x 24, ours takes its place. All this is noted.
+    AutoAttack batch. With fewer than 10 classes there are as many targets as wrong classes; where DLR losses are
+    undefined, with fewer than three classes or, targeted, four, they give way to the plain margin; for image sizes on
+    which its L2 and L1 Square fails, such as 24 x 24, ours takes its place. In "rand" no sample is passed over because
+    one draw of the model has it wrong, and what is returned is the point of largest loss. All this is noted.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = tuple({"component": name} for name in get_args(Component))
 
     component: Component
     version: Literal["standard", "plus", "rand"] = "standard"
+
+    def __post_init__(self) -> None:
+        if self.version == "rand" and self.component not in RANDOMISED:
+            raise ValueError(f"version 'rand' has the components {' and '.join(RANDOMISED)}, not '{self.component}'")
 
     @property
     def gradient_free(self) -> bool:
@@ -96,13 +105,20 @@ class AutoAttack:
         return AttackResult(found, tuple(adaptations), tuple(dict.fromkeys(log.warnings)))
 
     def _adapt(self, suite: Any, classes: int) -> list[str]:
-        """Make the component work for few classes; return what had to change."""
+        """Make the component work for few classes and randomised models; return what had to change."""
         adaptations = []
+        if self.version == "rand":
+            adaptations.append(
+                f"{self.component}: attacks every sample and returns the point of largest loss, as one draw of a "
+                "randomised model shows neither that a sample is misclassified nor that a point breaks it"
+            )
         if classes < FEWEST_CLASSES.get(self.component, 2):
-            if self.component == "apgd-dlr":
-                raise UsageError(f"apgd-dlr needs at least 3 classes; the model has {classes}.")
+            suite.apgd.dlr_loss = margin_loss
             suite.apgd_targeted.dlr_loss_targeted = _margin_loss_of(suite.apgd_targeted)
-            adaptations.append(f"apgd-t: margin z_t - z_y as loss, as targeted DLR is undefined for {classes} classes")
+            margin, loss = ("z_t - z_y", "targeted DLR") if self.component == "apgd-t" else ("max z_k - z_y", "DLR")
+            adaptations.append(
+                f"{self.component}: margin {margin} as loss, as {loss} is undefined for {classes} classes"
+            )
         for name, attack in (("apgd-t", suite.apgd_targeted), ("fab-t", suite.fab)):
             if self.component == name and attack.n_target_classes > classes - 1:
                 adaptations.append(f"{name}: {classes - 1} targets instead of {attack.n_target_classes}")
@@ -115,5 +131,5 @@ class AutoAttack:
             suite.fab.targeted, suite.fab.n_restarts = True, 1
         suite.apgd.loss = "dlr" if self.component == "apgd-dlr" else "ce"
         attacks = {"apgd-t": suite.apgd_targeted, "fab": suite.fab, "fab-t": suite.fab, "square": suite.square}
-        perturb: Callable[[Tensor, Tensor], Tensor] = attacks.get(self.component, suite.apgd).perturb
-        return perturb
+        perturb: Callable[..., Tensor] = attacks.get(self.component, suite.apgd).perturb
+        return partial(perturb, best_loss=True) if self.version == "rand" else perturb

@@ -17,13 +17,12 @@ from robusteval.attacks._minimal import (
     nearest_rival,
     noise,
     reach,
-    rows,
     runner_up,
     unit,
 )
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
-from robusteval.threat import Norm, ThreatModel
+from robusteval.threat import Norm, ThreatModel, per_sample
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class DDN:
 
     def supports(self, threat: ThreatModel) -> bool:
         """L2 only."""
-        return threat.norm.value == "L2"
+        return threat.norm is Norm.L2
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return, per input, the nearest adversarial point found if it lies within eps, else the input."""
@@ -64,7 +63,7 @@ class DDN:
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm, rng: SampleRng) -> Nearest:
         """Return the nearest adversarial points found, whatever their distance."""
-        if norm.value != "L2":
+        if norm is not Norm.L2:
             raise ValueError(f"DDN is defined for L2, not for {norm.value}")
         spare, nearest = rng.draw(noise, x, "ddn"), Nearest.unknown(x, norm)
         slope = nearest_rival(model, x, y, norm, self.classes)
@@ -78,7 +77,7 @@ class DDN:
             size = cosine(self.step_size, self.step_size_end, step, self.steps)
             ahead = point - x - size * unit(inward(slope.grad, point), spare)
             length = torch.linalg.vector_norm(ahead.flatten(1), dim=1).clamp_min(1e-12)
-            point = (x + rows(eps / length, x) * ahead).clamp(0.0, 1.0)
+            point = (x + per_sample(eps / length, x) * ahead).clamp(0.0, 1.0)
         return nearest.try_out(model, point, y)
 
 

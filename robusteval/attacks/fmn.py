@@ -19,15 +19,13 @@ from robusteval.attacks._minimal import (
     project,
     prune,
     reach,
-    rows,
     runner_up,
     unit,
 )
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
-from robusteval.threat import Norm, ThreatModel
+from robusteval.threat import Norm, ThreatModel, per_sample
 
-NORMS = ("Linf", "L2", "L1", "L0")
 LEAP = 100.0
 """The size of the first step: so large that the projection returns the point of the ball of least linearised margin."""
 
@@ -65,7 +63,7 @@ class FMN:
 
     def supports(self, threat: ThreatModel) -> bool:
         """Linf, L2, L1 and L0."""
-        return threat.norm.value in NORMS
+        return threat.norm in (Norm.LINF, Norm.L2, Norm.L1, Norm.L0)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return, per input, the nearest adversarial point found if it lies within eps, else the input."""
@@ -80,10 +78,10 @@ class FMN:
             nearest = nearest.note(point, slope.adversarial)
             eps = _resize(eps, slope, point, nearest, cosine(self.gamma, self.gamma_end, step, self.steps))
             size = LEAP if step == 0 else cosine(self.step_size, self.step_size_end, step, self.steps)
-            ahead = point - x - rows(size * _strides(eps, x, norm), x) * unit(inward(slope.grad, point), spare)
+            ahead = point - x - per_sample(size * _strides(eps, x, norm), x) * unit(inward(slope.grad, point), spare)
             point = (x + project(ahead, eps, x, norm)).clamp(0.0, 1.0)
         nearest = nearest.try_out(model, point, y)
-        return prune(model, nearest, y) if norm.value == "L0" else nearest
+        return prune(model, nearest, y) if norm is Norm.L0 else nearest
 
 
 def _resize(eps: Tensor, slope: Slope, point: Tensor, nearest: Nearest, gamma: float) -> Tensor:
@@ -91,7 +89,7 @@ def _resize(eps: Tensor, slope: Slope, point: Tensor, nearest: Nearest, gamma: f
     missing = reach(slope.margin, inward(slope.grad, point), point, nearest.norm)
     searching = ((nearest.measure(point) + missing) * (1 + gamma)).clamp_min(LEAST)
     smaller, larger = eps * (1 - gamma), eps * (1 + gamma)
-    if nearest.norm.value == "L0":
+    if nearest.norm is Norm.L0:
         smaller, larger = torch.minimum(smaller.floor(), eps - 1), torch.maximum(larger.floor(), eps + 1)
     found = nearest.distances.isfinite()
     eps = torch.where(found, torch.where(slope.adversarial, smaller, larger), searching)
@@ -104,7 +102,7 @@ def _strides(eps: Tensor, x: Tensor, norm: Norm) -> Tensor:
 
     A fixed length, as in the paper, has to be found anew for each data set. In L0, where eps is a count, it is fixed.
     """
-    if norm.value == "L0":
+    if norm is Norm.L0:
         return torch.full_like(eps, 5.0, dtype=x.dtype)
-    factor: float = {"Linf": 8.0 * math.sqrt(x[0].numel()), "L2": 2.0, "L1": 0.25}[norm.value]
+    factor: float = {Norm.LINF: 8.0 * math.sqrt(x[0].numel()), Norm.L2: 2.0, Norm.L1: 0.25}[norm]
     return (factor * eps).to(x.dtype)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._minimal import Nearest, cosine, prune, rows, runner_up
+from robusteval.attacks._minimal import Nearest, cosine, prune, runner_up
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
-from robusteval.threat import Norm, ThreatModel
+from robusteval.threat import Norm, ThreatModel, per_sample
 
 MEMORY = (0.9, 0.999)
 """Adam's usual decay of the averages of the gradient and of its square."""
@@ -45,7 +45,7 @@ class SigmaZero:
 
     def supports(self, threat: ThreatModel) -> bool:
         """L0 only."""
-        return threat.norm.value == "L0"
+        return threat.norm is Norm.L0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return, per input, the nearest adversarial point found if it lies within eps, else the input."""
@@ -53,21 +53,21 @@ class SigmaZero:
 
     def search(self, model: nn.Module, x: Tensor, y: Tensor, norm: Norm, rng: SampleRng) -> Nearest:
         """Return the nearest adversarial points found, whatever their distance; it draws nothing from ``rng``."""
-        if norm.value != "L0":
+        if norm is not Norm.L0:
             raise ValueError(f"sigma-zero is defined for L0, not for {norm.value}")
         nearest, adam = Nearest.unknown(x, norm), _Adam(x)
         point, tau = x, torch.full((len(x),), self.tau, dtype=x.dtype, device=x.device)
         slope = runner_up(model, x, y)
-        unit = rows(slope.margin.abs().clamp_min(torch.finfo(x.dtype).tiny), x)
+        unit = per_sample(slope.margin.abs().clamp_min(torch.finfo(x.dtype).tiny), x)
         for step in range(self.steps):
             if step > 0:
                 slope = runner_up(model, point, y)
             nearest = nearest.note(point, slope.adversarial)
             size = cosine(self.step_size, 0.0, step, self.steps)
             tau = (tau + self.tau_step * size * torch.where(slope.adversarial, 1.0, -1.0)).clamp(0.0, 1.0)
-            grad = (slope.grad / unit).masked_fill(rows(slope.adversarial, x), 0.0).nan_to_num(0.0, 0.0, 0.0)
+            grad = (slope.grad / unit).masked_fill(per_sample(slope.adversarial, x), 0.0).nan_to_num(0.0, 0.0, 0.0)
             moved = (point - size * adam.direction(grad + _count_slope(point - x, self.sigma))).clamp(0.0, 1.0)
-            point = torch.where((moved - x).abs() < rows(tau, x), x, moved)
+            point = torch.where((moved - x).abs() < per_sample(tau, x), x, moved)
         return prune(model, nearest.try_out(model, point, y), y)
 
 
@@ -79,7 +79,7 @@ class _Adam:
 
     def direction(self, grad: Tensor) -> Tensor:
         """Take in a gradient (N, ...) and return the step to descend, before its size."""
-        grad = grad / rows(grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
+        grad = grad / per_sample(grad.flatten(1).abs().amax(1).clamp_min(torch.finfo(grad.dtype).tiny), grad)
         self.step += 1
         self.mean = MEMORY[0] * self.mean + (1 - MEMORY[0]) * grad
         self.square = MEMORY[1] * self.square + (1 - MEMORY[1]) * grad.square()

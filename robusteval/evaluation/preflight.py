@@ -5,18 +5,16 @@ A finding of severity "error" means that the numbers would be doubtful: the run 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._losses import cross_entropy, margin_loss
 from robusteval.errors import RobustevalError, unknown
 from robusteval.evaluation.flags import autoattack_checks
-from robusteval.evaluation.reliability import signs
+from robusteval.evaluation.reliability import gradient_findings
 from robusteval.report import Finding
-from robusteval.rng import generator
 from robusteval.threat import ThreatModel
 
 STOPPING = (
@@ -26,7 +24,11 @@ STOPPING = (
 
 SAMPLES, MAX_ALARMS = 64, 5
 AGREEMENT = 1e-4
-"""Largest difference between logits, relative to their norm, put down to rounding."""
+"""Largest difference between logits, relative to their norm, put down to rounding in float32."""
+
+ROUNDINGS = 8
+"""The same in units of the machine epsilon, for coarser precisions. All of the rounding in nets of up to 20 layers, of
+which another batch size changes a part, came to at most 5.2 such units in bfloat16 and float16 alike."""
 
 
 def _ours(name: str, severity: str, message: str, advice: str) -> Finding:
@@ -50,11 +52,7 @@ def inspect(
     found = [*_train_mode(found_training), *_probabilities(logits)]
     randomised = list(_randomness(model, x, logits))
     found += randomised or _batch_dependence(model, x, logits)  # draws differ anyway
-    nearby = threat.sample(x, generator(0, "preflight"))
-    slopes = [*_input_gradient(model, x, y), *_input_gradient(model, nearby, y)]
-    found += {finding.name: finding for finding in reversed(slopes)}.values()
-    if not randomised and not any(finding.name == "no-gradient" for finding in slopes):
-        found += signs(model, x, y, threat)
+    found += gradient_findings(model, x, y, threat, bool(randomised))
     return found + autoattack_checks(model, x, y)
 
 
@@ -100,7 +98,14 @@ def _spread(a: Tensor, b: Tensor) -> float:
     return float(((a - b).norm(dim=1) / (a.norm(dim=1) + 1e-10)).max())
 
 
+def _agreement(model: nn.Module, logits: Tensor) -> float:
+    """Return the largest `_spread` put down to rounding, for the coarsest precision of weights or ``logits``."""
+    kinds = {values.dtype for values in (*model.parameters(), logits) if values.is_floating_point()}
+    return max([AGREEMENT, *(ROUNDINGS * torch.finfo(kind).eps for kind in kinds)])
+
+
 def _randomness(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[Finding]:
+    """Compare calls on one and the same batch, which round alike in any precision."""
     with torch.no_grad():
         spread = max(_spread(logits, model(x)) for _ in range(4))
     if spread > AGREEMENT:
@@ -116,58 +121,13 @@ def _batch_dependence(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[F
     with torch.no_grad():
         alone = torch.cat([model(row) for row in torch.tensor_split(x[:8], len(x[:8]))])
     spread = _spread(logits[:8], alone)
-    if spread > AGREEMENT:
+    if spread > _agreement(model, logits):
         yield _ours(
             "batch-dependent",
             "error",
             f"A sample's logits change by up to {spread:.2g} of their norm with the rest of the batch.",
             "Such a model has no prediction of its own for an input; use stored statistics in eval mode.",
         )
-
-
-def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Iterable[Finding]:
-    size, saturated = _slope(model, x, y, margin_loss), _slope(model, x, y, cross_entropy)
-    if size is None or saturated is None:
-        yield _ours(
-            "no-gradient",
-            "error",
-            "The model's output has no gradient with respect to its input (detached, no_grad or not in torch).",
-            "Gradient attacks would prove nothing; use a suite of score- or decision-based ones.",
-        )
-        return
-    if not size.isfinite().all():
-        count = int((~size.isfinite()).sum())
-        yield _ours(
-            "non-finite-gradients",
-            "error",
-            f"The input gradient is NaN or infinite on {count} of {len(x)} samples.",
-            "Gradient attacks cannot move there; make the model differentiable or use score-based attacks.",
-        )
-    zero = int((size == 0).sum())
-    if zero:
-        yield _ours(
-            "zero-gradients",
-            "warning",
-            f"The input gradient is exactly zero on {zero} of {len(x)} samples.",
-            "Robustness may be an artefact of vanishing gradients (Carlini et al. 2019, arXiv 1902.06705).",
-        )
-    flat = int(((saturated == 0) & (size != 0)).sum())
-    if flat:
-        yield _ours(
-            "saturated-loss",
-            "info",
-            f"The gradient of cross-entropy vanishes in float32 on {flat} of {len(x)} samples, that of the margin not.",
-            "Attacks on cross-entropy stand still there; those on margins or DLR do not.",
-        )
-
-
-def _slope(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
-    """Return the L1 norms (N,) of the gradients of ``loss`` at ``x``, None where there is no gradient to take."""
-    point = x.clone().requires_grad_()
-    with torch.enable_grad():
-        value = loss(model(point), y).sum()
-    grad = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
-    return None if grad is None else grad.flatten(1).abs().sum(1)
 
 
 def training_alarms(training: Mapping[str, Any]) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Do the model's gradients lead anywhere? Short attacks whose outcome on an honest model is known.
+"""Do the model's gradients exist, and do they lead anywhere? Short attacks whose outcome on an honest model is known.
 
 Each sign by itself may have another cause; together they name a model whose robustness may be an artefact of masked
 gradients (Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 1902.06705).
@@ -7,30 +7,102 @@ gradients (Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 190
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._losses import margin_loss
+from robusteval.attacks._losses import cross_entropy, margin_loss
 from robusteval.attacks._steps import ascend
 from robusteval.attacks.square import Square
-from robusteval.report import Finding
-from robusteval.rng import SampleRng
+from robusteval.errors import RobustevalError
+from robusteval.models.base import summary
+from robusteval.report import Finding, Severity
+from robusteval.rng import SampleRng, generator
 from robusteval.threat import Norm, ThreatModel
 
 SAMPLES, STEPS, QUERIES = 32, 20, 100
 FEW = 0.1
-"""Share of the samples up to which a sign is put down to chance."""
+"""Share of an honest model's samples that may show a sign: PGD sticks in a local optimum now and then."""
 
 ADVICE = {
     "loss-does-not-increase": "Gradient attacks do not get going; look for quantisation, saturation or cut gradients.",
     "large-eps-survivors": "In so large a ball every input is adversarial for some sample; the search is led astray.",
     "rises-with-eps": "A larger ball holds the smaller one, so the attack fails in it; try more steps and restarts.",
     "black-box-beats-white-box": "What needs no gradients should not win; believe score- and decision-based attacks.",
+    "masked-gradients": "Believe only attacks that do not follow its gradients, and adapt the attack to the defence.",
+    "no-gradient": "Gradient attacks would prove nothing; use a suite of score- or decision-based ones.",
+    "non-finite-gradients": "Gradient attacks cannot move there; make the model differentiable or use other attacks.",
+    "zero-gradients": "Robustness may be an artefact of vanishing gradients (Carlini et al. 2019, arXiv 1902.06705).",
+    "saturated-loss": "Attacks on cross-entropy stand still there; those on margins or DLR do not.",
 }
+
+
+def gradient_findings(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, randomised: bool) -> list[Finding]:
+    """Return the findings on input gradients at ``x`` (N, C, H, W) and near by, and the `signs` that they are masked.
+
+    Of a ``randomised`` model, whose outcomes are luck, there are no signs. A model that fails while a gradient is taken
+    has none: attacks without gradients can still judge it.
+    """
+    found: dict[str, Finding] = {}
+    try:
+        for points in (x, threat.sample(x, generator(0, "preflight"))):
+            for finding in _input_gradient(model, points, y):
+                found.setdefault(finding.name, finding)
+        if not randomised and "no-gradient" not in found:
+            found |= {finding.name: finding for finding in signs(model, x, y, threat)}
+    except _NoGradientError as error:
+        found["no-gradient"] = _finding("no-gradient", f"The model's input gradient cannot be taken: {error}", "error")
+    return list(found.values())
+
+
+class _NoGradientError(Exception):
+    """Taking a gradient failed."""
+
+
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    """Turn what a model or autograd raises where a gradient is taken into `_NoGradientError`; memory is another matter.
+
+    Without a gradient the model has worked by then.
+    """
+    try:
+        yield
+    except (RobustevalError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise _NoGradientError(summary(error)) from error
+
+
+def _input_gradient(model: nn.Module, x: Tensor, y: Tensor) -> Iterable[Finding]:
+    size, saturated = _slope(model, x, y, margin_loss), _slope(model, x, y, cross_entropy)
+    if size is None or saturated is None:
+        message = "The model's output has no gradient with respect to its input (detached, no_grad or not in torch)."
+        yield _finding("no-gradient", message, "error")
+        return
+    if not size.isfinite().all():
+        count = int((~size.isfinite()).sum())
+        message = f"The input gradient is NaN or infinite on {count} of {len(x)} samples."
+        yield _finding("non-finite-gradients", message, "error")
+    zero = int((size == 0).sum())
+    if zero:
+        yield _finding("zero-gradients", f"The input gradient is exactly zero on {zero} of {len(x)} samples.")
+    flat = int(((saturated == 0) & (size != 0)).sum())
+    if flat:
+        lost = f"The gradient of cross-entropy vanishes in float32 on {flat} of {len(x)} samples"
+        yield _finding("saturated-loss", f"{lost}, that of the margin not.", "info")
+
+
+def _slope(model: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor | None:
+    """Return the L1 norms (N,) of the gradients of ``loss`` at ``x``, None where there is no gradient to take."""
+    point = x.clone().requires_grad_()
+    with _differentiating(), torch.enable_grad():
+        value = loss(model(point), y).sum()
+        grad = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+    return None if grad is None else grad.flatten(1).abs().sum(1)
 
 
 @dataclass(frozen=True)
@@ -47,13 +119,15 @@ class _Trial:
 
     def climb(self, threat: ThreatModel, steps: int, size: float) -> Tensor:
         """Return the margin losses at the end of a PGD from the clean inputs, ``size`` in units of eps."""
-        end = ascend(self.loss, self.x, self.x, threat, steps, size * threat.radius)
+        with _differentiating():
+            end = ascend(self.loss, self.x, self.x, threat, steps, size * threat.radius)
         with torch.no_grad():
             return self.loss(threat.hold(self.x, end)).nan_to_num(nan=-torch.inf)  # NaN has led nowhere
 
     def many(self, samples: Tensor) -> bool:
-        """Whether a mask marks more samples than chance would."""
-        return int(samples.sum()) > max(1, FEW * len(samples))
+        """Whether a mask marks more samples than chance would: two standard deviations beyond a share of `FEW`."""
+        expected = FEW * len(samples)
+        return int(samples.sum()) > max(1.0, expected + 2 * math.sqrt(expected * (1 - FEW)))
 
 
 def signs(model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Finding]:
@@ -114,16 +188,11 @@ def _whole_box(threat: ThreatModel, x: Tensor) -> ThreatModel:
     return replace(threat, eps=Fraction(reach), label=str(reach))
 
 
-def _finding(name: str, message: str) -> Finding:
-    return Finding(name=name, severity="warning", origin="robusteval", message=message, advice=ADVICE[name])
+def _finding(name: str, message: str, severity: Severity = "warning") -> Finding:
+    return Finding(name=name, severity=severity, origin="robusteval", message=message, advice=ADVICE[name])
 
 
 def _suspect(found: list[Finding]) -> Finding:
     names = ", ".join(finding.name for finding in found)
-    return Finding(
-        name="masked-gradients",
-        severity="warning",
-        origin="robusteval",
-        message=f"SUSPECT: the model seems to mask its gradients ({names}); its robust accuracy may be an artefact.",
-        advice="Believe only attacks that do not follow its gradients, and adapt the attack to the defence.",
-    )
+    message = f"SUSPECT: the model seems to mask its gradients ({names}); its robust accuracy may be an artefact."
+    return _finding("masked-gradients", message)
