@@ -129,7 +129,7 @@ class UpTo:
 
     def __call__(self, model: Any, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> list[Certificate]:
         self.asked.append((threat.label, rng.ids))
-        return [Certificate(bool(far * self.share > threat.radius), "too near") for far in model.model.distance(x, y)]
+        return [Certificate(bool(far * self.share > threat.radius), "too near") for far in model.distance(x, y)]
 
 
 def test_proving_goes_on_where_it_got_through_and_brackets_every_budget() -> None:

@@ -207,7 +207,7 @@ def _candidates(
 
 def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
     with failures(f"stage '{turn.name}'"):
-        certificates = cast(Certifier, turn.stage.run)(probe, chunk.x[rows], chunk.y[rows], turn.threat, rng)
+        certificates = cast(Certifier, turn.stage.run)(probe.model, chunk.x[rows], chunk.y[rows], turn.threat, rng)
     if len(certificates) != len(rows):
         raise RobustevalError(f"stage '{turn.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
     for row, certificate in zip(rows.tolist(), certificates, strict=True):

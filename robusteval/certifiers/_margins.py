@@ -1,0 +1,56 @@
+"""What certifiers by bounds share: trace the model, bound its margins in float64, decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.bounds.ball import Ball
+from robusteval.bounds.graph import trace
+from robusteval.bounds.margins import MemoryBudgetError, Problem
+from robusteval.bounds.nodes import Graph, UnsupportedError
+from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
+from robusteval.verdict import Certificate
+
+TOLERANCE = 1e-5
+"""What a margin must exceed, relative to the logits: more than the rounding of float32, in which attacks are judged."""
+
+SAMPLES = 32
+"""Samples bounded at once."""
+
+
+def certify(
+    bound: Callable[[Problem], Tensor], model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, memory: int
+) -> list[Certificate]:
+    """Return a certificate per sample, from lower bounds (N, K - 1) of its margins.
+
+    A sample is proved only if each bound exceeds `TOLERANCE`; NaN does not. The bounds are those of real arithmetic,
+    computed in float64, for the weights as they are and for all inputs that the harness would accept: within eps and
+    its tolerance, in [0, 1]. ``memory`` is in MiB.
+    """
+    exact = x.double()
+    try:
+        graph = trace(model, exact)
+    except UnsupportedError as error:
+        return [Certificate(False, str(error))] * len(x)
+    pieces = (slice(first, first + SAMPLES) for first in range(0, len(x), SAMPLES))
+    return [one for rows in pieces for one in _piece(bound, graph, exact[rows], y[rows], threat, memory)]
+
+
+def _piece(
+    bound: Callable[[Problem], Tensor], graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, memory: int
+) -> list[Certificate]:
+    problem = Problem(graph, Ball.around(x, threat.norm, threat.radius + BUDGET_TOLERANCE), y, memory * 2**20)
+    try:
+        with torch.no_grad():
+            margins, size = bound(problem), graph(x).abs().amax(1)
+    except MemoryBudgetError as error:
+        return [Certificate(False, str(error))] * len(x)
+    proved = (margins > (TOLERANCE * (1 + size))[:, None]).all(1)
+    worst, rival = margins.min(1)
+    return [
+        Certificate(ok, "" if ok else f"bound {low:.3g} on the margin over class {k + (k >= label)}")
+        for ok, low, k, label in zip(proved.tolist(), worst.tolist(), rival.tolist(), y.tolist(), strict=True)
+    ]
