@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robusteval.bounds.activations import Activation
+from robusteval.bounds.alpha import Ascent
 from robusteval.bounds.backward import Relaxation, affine_stops, in_chunks, least, pull, relax
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.interval import Bounds, intervals
@@ -17,6 +18,9 @@ from robusteval.errors import RobustevalError
 from robusteval.threat import Norm
 
 BYTES = 8
+ENOUGH = 1e-4
+"""A margin, relative to the logits, beyond which no better bound is looked for."""
+
 TENSORS = 8
 """Tensors of a node's size that a query needs at once: coefficients before and after, planes, autograd's copies."""
 
@@ -90,10 +94,28 @@ def linear_margins(problem: Problem, bounds: list[Bounds]) -> Tensor:
     return problem.shaped(in_chunks(len(problem.owner), problem.chunk, bound))
 
 
-def tightened(problem: Problem) -> list[Bounds]:
+def optimised_margins(problem: Problem, bounds: list[Bounds], ascent: Ascent, margins: Tensor) -> Tensor:
+    """Return ``margins`` (N, K - 1), improved by choosing slopes for each that is not clearly positive."""
+    planes = relax(problem.graph, bounds, problem.parallel)
+    size = problem.graph(problem.ball.x).abs().amax(1)
+    enough = (ENOUGH * (1 + size))[problem.owner]
+    best = margins.flatten().clone()
+    left = (best <= enough).nonzero().squeeze(1)
+
+    def bound(rows: slice) -> Tensor:
+        few = left[rows]
+        queries = {problem.last: problem.queries[few]}
+        return ascent(problem.graph, problem.ball, queries, problem.owner[few], planes, enough[few])
+
+    if len(left):
+        best[left] = torch.maximum(best[left], in_chunks(len(left), max(1, problem.chunk // TENSORS), bound))
+    return problem.shaped(best)
+
+
+def tightened(problem: Problem, ascent: Ascent | None = None) -> list[Bounds]:
     """Return bounds of all nodes, those that feed a nonlinear node by passes backwards from there (CROWN).
 
-    Only values whose bounds leave the activation undecided are asked for.
+    Only values whose bounds leave the activation undecided are asked for. With ``ascent``, slopes are chosen for each.
     """
     known: dict[int, Bounds] = {}
     bounds = intervals(problem.graph, problem.ball)
@@ -102,8 +124,9 @@ def tightened(problem: Problem) -> list[Bounds]:
             continue
         source = node.inputs[0]
         kinked = isinstance(node.op, Activation) and node.op.leak is not None
-        known[source] = _tighten(problem, bounds, source, kinked)
-        bounds = intervals(problem.graph, problem.ball, known)
+        for choose in (None, ascent) if ascent else (None,):
+            known[source] = _tighten(problem, bounds, source, kinked, choose)
+            bounds = intervals(problem.graph, problem.ball, known)
     return bounds
 
 
@@ -119,13 +142,13 @@ def _exact(problem: Problem, place: int) -> bool:
     return mixing <= 1 and problem.ball.norm is Norm.LINF
 
 
-def _tighten(problem: Problem, bounds: list[Bounds], place: int, kinked: bool) -> Bounds:
+def _tighten(problem: Problem, bounds: list[Bounds], place: int, kinked: bool, ascent: Ascent | None) -> Bounds:
     lower, upper = (bound.flatten(1).clone() for bound in bounds[place])
     wanted = (lower < 0) & (upper > 0) if kinked else lower < upper
     owner, value = wanted.nonzero(as_tuple=True)
     if len(owner):
         relaxation = Relaxation(relax(problem.graph, bounds, problem.parallel))
-        low, high = (_bound_values(problem, relaxation, place, owner, value, sign) for sign in (1.0, -1.0))
+        low, high = (_bound_values(problem, relaxation, place, owner, value, sign, ascent) for sign in (1.0, -1.0))
         lower[owner, value] = torch.maximum(lower[owner, value], low)
         upper[owner, value] = torch.minimum(upper[owner, value], -high)
     shape = problem.graph.nodes[place].shape
@@ -133,7 +156,13 @@ def _tighten(problem: Problem, bounds: list[Bounds], place: int, kinked: bool) -
 
 
 def _bound_values(
-    problem: Problem, relaxation: Relaxation, place: int, owner: Tensor, value: Tensor, sign: float
+    problem: Problem,
+    relaxation: Relaxation,
+    place: int,
+    owner: Tensor,
+    value: Tensor,
+    sign: float,
+    ascent: Ascent | None,
 ) -> Tensor:
     """Return lower bounds (P,) of ``sign`` times single values of a node; ``owner`` ascends.
 
@@ -146,10 +175,14 @@ def _bound_values(
 
         def bound(rows: slice, own: Tensor = own, one: Tensor = one) -> Tensor:
             queries, offset = units.take(own[rows], sign)
+            if ascent:
+                stable = -offset  # beyond 0 nothing is to be gained
+                found = ascent(problem.graph, problem.ball, queries, one.expand(len(offset)), relaxation.planes, stable)
+                return found + offset
             reached, constant = pull(problem.graph, queries, one, relaxation)
             return least(reached, constant + offset, one, problem.ball)
 
-        found.append(in_chunks(len(own), problem.chunk, bound))
+        found.append(in_chunks(len(own), max(1, problem.chunk // (TENSORS if ascent else 1)), bound))
     return torch.cat(found)
 
 

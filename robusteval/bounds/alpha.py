@@ -1,0 +1,83 @@
+"""Better lower slopes by gradient ascent (alpha-CROWN, Xu et al. 2021, arXiv 2011.13824).
+
+Any slope between the leak and 1 bounds an undecided ReLU from below, so every step gives sound bounds; the best one
+is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robusteval.bounds.activations import Activation
+from robusteval.bounds.backward import AnyPlanes, Relaxation, least, pull
+from robusteval.bounds.ball import Ball
+from robusteval.bounds.nodes import Graph
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Adam (Kingma & Ba 2015, arXiv 1412.6980) on the slopes of each query by itself, projected after each step."""
+
+    steps: int = 20
+    lr: float = 0.25
+    decay: float = 0.95
+
+    def __call__(
+        self,
+        graph: Graph,
+        ball: Ball,
+        queries: Mapping[int, Tensor],
+        owner: Tensor,
+        planes: Mapping[int, AnyPlanes],
+        enough: Tensor,
+    ) -> Tensor:
+        """Return the best lower bounds (P,) of ``queries`` (P, *shape) by node; one that is ``enough`` (P,) is left."""
+        best = torch.full_like(enough, -torch.inf)
+        free = _free(graph, max(queries), planes, owner)
+        slopes = {place: planes[place].low_slope[owner].clone() for place in free}  # type: ignore[union-attr]
+        moments = {place: (torch.zeros_like(slope), torch.zeros_like(slope)) for place, slope in slopes.items()}
+        rows = torch.arange(len(owner), device=owner.device)
+        for step in range(self.steps + 1):
+            with torch.enable_grad():
+                for slope in slopes.values():
+                    slope.requires_grad_()
+                own = {place: query[rows] for place, query in queries.items()}
+                reached, constant = pull(graph, own, owner[rows], Relaxation(planes, slopes))
+                low = least(reached, constant, owner[rows], ball)
+                total = low.sum()
+            best[rows] = torch.maximum(best[rows], low.detach())
+            open_ = best[rows] <= enough[rows]
+            if step == self.steps or not slopes or not open_.any():
+                break
+            grads = torch.autograd.grad(total, list(slopes.values()), allow_unused=True)
+            for (place, slope), grad in zip(slopes.items(), grads, strict=True):
+                if grad is not None:
+                    leak = graph.nodes[place].op.leak  # type: ignore[union-attr]
+                    slopes[place] = self._step(slope, grad * free[place][rows], moments[place], step, float(leak or 0))
+            rows = rows[open_]
+            slopes = {place: slope.detach()[open_] for place, slope in slopes.items()}
+            moments = {place: (first[open_], second[open_]) for place, (first, second) in moments.items()}
+        return best
+
+    def _step(self, slope: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], step: int, leak: float) -> Tensor:
+        first, second = moments
+        first.mul_(0.9).add_(grad, alpha=0.1)
+        second.mul_(0.999).addcmul_(grad, grad, value=0.001)
+        size = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-12
+        moved = slope.detach() + self.lr * self.decay**step * (first / (1 - 0.9 ** (step + 1))) / size
+        return torch.where(grad == 0, slope.detach(), moved.clamp(leak, 1.0))
+
+
+def _free(graph: Graph, start: int, planes: Mapping[int, AnyPlanes], owner: Tensor) -> dict[int, Tensor]:
+    """Return, by node up to ``start``, which slopes (P, *shape) may be chosen: those of undecided kinks."""
+    found = {}
+    for place, node in enumerate(graph.nodes[: start + 1]):
+        if isinstance(node.op, Activation) and node.op.leak is not None:
+            undecided = (planes[place].high != 0) & (planes[place].high_slope < 1)
+            if undecided[owner].any():
+                found[place] = undecided[owner]
+    return found
