@@ -67,8 +67,9 @@ class Climb:
         with torch.enable_grad():
             leaf = logits.detach().double().requires_grad_()
             value = loss(leaf, self.y, self.target)
+            total = value.sum()
         if slope:
-            (at_logits,) = torch.autograd.grad(value.sum(), leaf)
+            (at_logits,) = torch.autograd.grad(total, leaf)
             (grad,) = torch.autograd.grad(logits, point, _largest_is_one(at_logits).to(logits.dtype))
             self.grad = _largest_is_one(grad)
         self._note(value.detach().nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf))

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robusteval.attacks._l1 import shrink_l1
 from robusteval.attacks._losses import margin_loss
@@ -113,12 +114,13 @@ def nearest_rival(model: nn.Module, point: Tensor, y: Tensor, norm: Norm, classe
     best = torch.full_like(others[:, 0], torch.inf)
     margin, grad = others.gather(1, rivals)[:, 0], torch.zeros_like(point)
     for rival in rivals.unbind(1):
-        value = margins.gather(1, rival[:, None]).squeeze(1)
-        (slope,) = torch.autograd.grad(value.sum(), point, retain_graph=True)
-        distance = reach(value.detach(), inward(slope, point.detach()), point.detach(), norm)
+        chosen = functional.one_hot(rival, margins.shape[1]).to(margins.dtype)
+        (slope,) = torch.autograd.grad(margins, point, chosen, retain_graph=True)
+        value = others.gather(1, rival[:, None]).squeeze(1)
+        distance = reach(value, inward(slope, point.detach()), point.detach(), norm)
         nearer = distance < best
         best = torch.where(nearer, distance, best)
-        margin = torch.where(nearer, value.detach(), margin)
+        margin = torch.where(nearer, value, margin)
         grad = torch.where(per_sample(nearer, slope), slope, grad)
     return Slope(margin, grad, misclassified(logits.detach(), y))
 

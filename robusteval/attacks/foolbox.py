@@ -96,6 +96,8 @@ class Foolbox:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return Foolbox's candidates, float32, held within ``threat``."""
+        if torch.is_inference_mode_enabled():  # every sample would fail by itself
+            raise RobustevalError("Foolbox's attacks cannot run under torch.inference_mode().")
         cls, faults = attack_class(self.attack), self._faults()
         said, alone = warnings_of(cls.__name__, faults), any(fault.action == "alone" for fault in faults)
         found, left = x.clone(), torch.arange(len(x), device=x.device)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robusteval.attacks._losses import margin_loss
 from robusteval.errors import RobustevalError
-from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.probe import Probe, failures
 from robusteval.report import Repeat
 from robusteval.rng import seeded
 
@@ -35,7 +35,7 @@ def decide(probe: Probe, x: Tensor, y: Tensor, ids: Tensor, repeat: Repeat | Non
     sample is wrong beyond doubt only if, with ``repeat.confidence``, more than half of all evaluations would err.
     ``seed`` is for models that draw from torch's global generator. Raises `RobustevalError` on non-finite logits.
     """
-    with torch.no_grad(), seeded(seed, x.device):
+    with failures("the model"), torch.no_grad(), seeded(seed, x.device):
         logits = _finite(probe(x), ids)
         if repeat is None:
             prediction = logits.argmax(1)
