@@ -10,7 +10,7 @@ from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.compare import compare
 from robusteval.evaluation.curve import curve
 from robusteval.evaluation.judge import DOUBTFUL, SURVIVED
-from robusteval.evaluation.suite import load_suite, suite_digest
+from robusteval.evaluation.suite import load_suite, parts_of, suite_digest
 from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
 from robusteval.suites import suite_files
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
@@ -107,7 +107,8 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         yield "the counts of verdicts do not follow from the rows"
     if suite_digest(report.suite.stages, report.suite.skip_certified, report.suite.repeat) != report.suite.sha256:
         yield "the suite's hash does not match its stages"
-    if report.suite.name in suite_files() and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
+    shipped = all(part in suite_files() for part in parts_of(report.suite.name))
+    if shipped and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
         yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
     stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results, report.queries)
     if compare(*stated) != report.baselines:

@@ -21,7 +21,7 @@ from robusteval.settings import Settings
 from robusteval.suites import suite_files
 from robusteval.threat import Norm, ThreatModel
 
-TRANSFER = "transfer"
+TRANSFER, JOIN = "transfer", "+"
 ATTACKS = Catalog("attack", "attacks")
 CERTIFIERS = Catalog("certifier", "certifiers")
 
@@ -52,7 +52,8 @@ class _SuiteFile(Settings):
     about: str = ""
     skip_certified: bool = False
     repeat: Repeat | None = None
-    stages: tuple[_StageEntry, ...]
+    include: tuple[str, ...] = ()
+    stages: tuple[_StageEntry, ...] = ()
 
     @model_validator(mode="after")
     def _distinct_names(self) -> _SuiteFile:
@@ -125,7 +126,7 @@ class Suite:
         """Return the suite that first tries the witnesses in the folder ``run`` of another evaluation."""
         params = {"run": run, "sha256": witnesses_digest(run)}
         _build(spec := StageSpec(name=TRANSFER, kind="attack", plugin=TRANSFER, params=params))
-        return replace(self, name=f"{self.name}+{TRANSFER}", specs=(spec, *self.specs))
+        return replace(self, name=f"{self.name}{JOIN}{TRANSFER}", specs=(spec, *self.specs))
 
     def facts(self, adaptations: Iterable[str]) -> SuiteFacts:
         """Describe the suite in a report."""
@@ -167,18 +168,49 @@ def _read(path: Path) -> _SuiteFile:
 def load_suite(name: str, threat: ThreatModel) -> Suite:
     """Read the suite called ``name``, or the TOML file of that path; keep the stages meant for ``threat``.
 
-    Raises `UsageError` for unknown suites and plug-ins, and for stages not defined for the threat model.
+    "standard+certified" is both, what proves first. Raises `UsageError` for unknown suites and plug-ins, and for stages
+    not defined for the threat model.
     """
-    shipped = suite_files()
-    path = Path(name) if name.endswith(".toml") else shipped.get(name)
-    if path is None:
-        raise unknown("suite", name, shipped)
-    content = _read(path)
-    specs = tuple(entry.spec() for entry in content.stages if threat.norm in entry.norms)
-    suite = Suite(name, content.title, content.reference, content.skip_certified, specs, content.repeat)
-    if not specs:
+    suite = _joined(name, [_content(part) for part in parts_of(name)], threat)
+    if not suite.specs:
         raise UsageError(f"suite '{name}' has no stage for {threat.norm.value}.")
     for stage in suite.stages():
         if not stage.run.supports(threat):
             raise UsageError(f"suite '{name}': stage '{stage.name}' is not defined for {threat}.")
     return suite
+
+
+def parts_of(name: str) -> list[str]:
+    """Return the suites that ``name`` joins by "+"."""
+    return [name] if name.endswith(".toml") and Path(name).exists() else name.split(JOIN)
+
+
+def _content(name: str, included: bool = False) -> _SuiteFile:
+    """Read a suite with what it includes."""
+    shipped = suite_files()
+    path = Path(name) if name.endswith(".toml") else shipped.get(name)
+    if path is None:
+        raise unknown("suite", name, shipped)
+    content = _read(path)
+    if content.include and included:
+        raise UsageError(f"suite '{name}' is included and includes others; one level is allowed.")
+    stages = (stage for part in content.include for stage in _content(part, included=True).stages)
+    return content.model_copy(update={"stages": (*stages, *content.stages)})
+
+
+def _joined(name: str, parts: list[_SuiteFile], threat: ThreatModel) -> Suite:
+    if any(part.repeat != parts[0].repeat for part in parts):
+        raise UsageError(f"suite '{name}' joins suites that decide samples in different ways.")
+    proving = sorted(parts, key=lambda part: not any(stage.certifier for stage in part.stages))
+    specs: dict[str, StageSpec] = {}
+    for spec in (entry.spec() for part in proving for entry in part.stages if threat.norm in entry.norms):
+        if specs.setdefault(spec.name, spec) != spec:
+            raise UsageError(f"suite '{name}' has two different stages called '{spec.name}'.")
+    return Suite(
+        name=name,
+        title=" + ".join(part.title for part in parts),
+        reference="; ".join(dict.fromkeys(part.reference for part in parts if part.reference)),
+        skip_certified=any(part.skip_certified for part in parts),
+        specs=tuple(specs.values()),
+        repeat=parts[0].repeat,
+    )
