@@ -87,12 +87,13 @@ class ThreatFacts(Record):
 
 
 class StageSpec(Record):
-    """One stage of a suite, as data."""
+    """One stage of a suite, as data; a ``minimal`` one looks for the nearest adversarial input, once for every eps."""
 
     name: str
     kind: Literal["attack", "certifier"]
     plugin: str
     params: dict[str, Any]
+    minimal: bool = False
 
 
 class Repeat(Record):
@@ -219,8 +220,9 @@ class Comparison(Record):
 class Report(Record):
     """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`.
 
-    ``queries`` is how often, at most, all attacks together asked the model about a sample, None without such a budget.
-    ``results`` are for ``threat``; ``curve`` has, ascending, a point for every budget if there are several.
+    ``queries`` is how often, at most, all attacks together asked the model about a sample at each eps, None without
+    such a budget. ``results`` are for ``threat``; ``curve`` has a point for every budget, ascending, if there are
+    several.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -231,7 +233,7 @@ class Report(Record):
     chunk_size: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     workers: int = Field(gt=0)
-    queries: int | None = None
+    queries: int | None = Field(default=None, gt=0)
     seconds: float = Field(ge=0)
     model: ModelFacts
     data: DataFacts

@@ -156,6 +156,17 @@ def test_a_break_within_a_proved_budget_is_a_contradiction_though_found_at_a_lar
         judged(liar, STAGES["fmn"])
 
 
+def test_a_search_for_the_nearest_input_also_serves_samples_that_are_proved_at_small_eps_only() -> None:
+    """With `skip_certified` it must not pass them over at the larger eps."""
+    model, x, y = samples()
+    exact = model.distance(x, y)
+    rows = judged(Stage("proof", "certifier", UpTo(0.9)), STAGES["fmn"], skip=True).rows
+    for row, far in zip(rows, exact.tolist(), strict=True):
+        if abs(far - BUDGETS[2].radius) > 1e-4:
+            assert (row.stages[2] == "fmn") == (far < BUDGETS[2].radius)
+    assert any(row.stages[0] == "proof@0.01" and row.stages[2] == "fmn" for row in rows)
+
+
 class Far:
     """An attack that goes as far as it may."""
 
@@ -291,12 +302,35 @@ def _skipped(report: Any, rows: Any) -> None:
     report["stages"].pop()
 
 
+def _other_eps(report: Any, rows: Any) -> None:
+    report["stages"][1]["eps"] = "0.2"
+
+
+def _served_all(report: Any, rows: Any) -> None:
+    """Claim that the attack at the smallest eps served all."""
+    report["stages"] = [turn for turn in report["stages"] if turn["name"] in ("fmn", "apgd@0.05")]
+    report["stages"][1]["name"] = "apgd"
+    report["seconds"] = sum(turn["seconds"] for turn in report["stages"])
+    for one in rows:
+        one["stages"] = [closer and closer.split("@")[0] for closer in one["stages"]]
+
+
+def _in_no_time(report: Any, rows: Any) -> None:
+    report["seconds"] = 0.0
+
+
+def _doubted(report: Any, rows: Any) -> None:
+    row = next(row for row in rows if row["reason"])
+    row["reason"] = "apgd@0.2: a candidate errs in most evaluations, but not beyond doubt"
+
+
 def _closed_more(report: Any, rows: Any) -> None:
     report["curve"][1]["closed"]["fmn"] += 1
 
 
 FORGERIES = (
     _better_point, _open_again, _farther, _other_radius, _without_points, _fewer, _unknown_eps, _skipped, _closed_more,
+    _other_eps, _served_all, _in_no_time, _doubted,
 )  # fmt: skip
 
 
@@ -325,6 +359,9 @@ def test_the_command_writes_table_and_picture(cli: Cli, model_folder: Path, tmp_
         assert empirical == pytest.approx((len(right) - within) / 40)
     assert (tmp_path / "run" / CURVE_PICTURE).read_bytes().startswith(b"\x89PNG")
     assert CURVE_PICTURE in (tmp_path / "run" / "report.md").read_text()
+    (tmp_path / "run" / CURVE_TABLE).write_text("eps,radius\n0.05,0.05\n")
+    seal(tmp_path / "run")
+    assert "curve.csv does not say" in cli("validate", "run").stderr
     alone = cli("evaluate", *common, "--eps", "0.05,0.1", "--out", "alone", "--workers", "1", "--batch-size", "7")
     assert alone.returncode == 0, alone.stderr
     assert (tmp_path / "alone" / "samples.jsonl").read_bytes() == (tmp_path / "run" / "samples.jsonl").read_bytes()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.pgd import PGD
 from robusteval.errors import RobustevalError, SoundnessContradiction
+from robusteval.evaluation.decide import decide
 from robusteval.evaluation.judge import DOUBTFUL, SURVIVED, Judgement, judge
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage
@@ -221,6 +222,14 @@ def tossed(p: float) -> Judgement:
     x, y, ids = torch.full((20, 1, 2, 2), 0.5), torch.zeros(20, dtype=torch.long), torch.arange(20)
     rng = SampleRng(0, tuple(range(20)), 0)
     return judge(Probe(Coin(p), 100), x, y, ids, THREAT, [attack(lambda x, y: x + 0.01)], rng, False, repeat)
+
+
+def test_the_margin_of_repeated_evaluations_is_exact() -> None:
+    """`validate` compares the margin of a sample that errs exactly as often as needed with the count."""
+    x, y, ids = torch.full((1, 1, 2, 2), 0.52), torch.zeros(1, dtype=torch.long), torch.arange(1)
+    assert (
+        decide(Probe(Coin(1.0), 100), x, y, ids, Repeat(evaluations=7, confidence=0.9), 0).margin.dtype is torch.float64
+    )
 
 
 def test_a_candidate_that_errs_often_but_not_beyond_doubt_leaves_its_sample_open_and_says_so() -> None:

@@ -89,7 +89,7 @@ def test_no_sample_is_asked_about_more_often_than_allowed(size: int, spent: int)
     first, second = asked(judgement, left)
     assert first == 6 * spent
     assert second == left[1] * (20 - spent), "the budget is that of all attacks together"
-    assert "its query budget ended it on some samples" in judgement.stages[0].adaptations
+    assert judgement.stages[0].adaptations == ("greedy: its query budget ended it on some samples",)
 
 
 class Certain(Greedy):
@@ -139,6 +139,32 @@ def test_a_function_is_asked_no_more_than_the_budget_end_to_end(cli: Cli, tmp_pa
     text = (tmp_path / "run" / "report.json").read_text()
     (tmp_path / "run" / "report.json").write_text(json.dumps({**json.loads(text), "queries": 1}))
     assert any("queries" in problem for problem in validate(tmp_path / "run"))
+
+
+def test_each_eps_has_the_budget_to_itself(cli: Cli, tmp_path: Path) -> None:
+    """So that the largest, which the report is about, is attacked as hard as if it were the only one."""
+    (tmp_path / "mine.py").write_text(BLACK_BOX.format(log=str(tmp_path / "asked.log")))
+    common = ("--model", "mine:predict", "--suite", "score", "--limit", "30", "--workers", "1", "--queries", "60")
+    for eps, out in (("0.02,0.05", "both"), ("0.05", "alone")):
+        done = cli("evaluate", *common, "--eps", eps, "--out", out)
+        assert done.returncode == 0, done.stderr
+    both, alone = (read_report(tmp_path / out).results for out in ("both", "alone"))
+    assert both.empirical.count <= alone.empirical.count < alone.clean.count
+    assert validate(tmp_path / "both") == []
+
+
+CLASSES_ONLY = "def predict(images):\n    return (images.reshape(len(images), -1)[:, :32].mean(1) > 0.3).astype(int)\n"
+
+
+def test_a_function_that_tells_classes_only_is_attacked_without_further_ado(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(CLASSES_ONLY)
+    (tmp_path / "suite.toml").write_text(
+        'title = "noise"\n[[stages]]\nname = "noise"\nattack = "foolbox"\n'
+        'params = { attack = "LinfAdditiveUniformNoiseAttack" }\n'
+    )
+    done = cli("evaluate", "--model", "mine:predict", "--suite", "suite.toml", "--limit", "20", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    assert {f.name: f.severity for f in read_report(tmp_path / "run").findings}["probabilities"] == "info"
 
 
 def test_a_budget_of_nothing_is_refused(cli: Cli, model_folder: Path) -> None:

@@ -58,6 +58,8 @@ def command(
     if fail_under is not None and not 0 <= fail_under <= 100:
         raise UsageError(f"--fail-under {fail_under} is not a percentage from 0 to 100.")
     flags |= {"architecture.name": architecture, "allow": allow or None}
+    if "," in (flags["eps"] or "") and flags["curve"] is None:
+        flags["curve"] = False  # several eps replace the curve of a file
     with _console.err.status("loading"):  # torch is imported only when there is work to do
         plan, run = _plan(config, assignments, flags, out)
     report = _finished(run, plan) or _run(plan, run)

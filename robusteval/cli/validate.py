@@ -33,10 +33,14 @@ def command(path: Path) -> None:
 
 
 def _check_rendering(folder: Path) -> Iterator[str]:
-    """`report.md` is what people read, so it must say what `report.json` says."""
+    """Compare what people read, and paste into their own tables, with what `report.json` says."""
     from robusteval.evaluation.validate import read_report
+    from robusteval.render.eps_curve import CURVE_TABLE, curve_table
     from robusteval.render.markdown import render
 
-    text = folder / "report.md"
-    if not text.is_file() or text.read_text(encoding="utf-8", errors="replace") != render(read_report(folder)):
-        yield "report.md does not say what report.json says"
+    report = read_report(folder)
+    expected = {"report.md": render(report)} | ({CURVE_TABLE: curve_table(report)} if report.curve else {})
+    for name, text in expected.items():
+        path = folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
+            yield f"{name} does not say what report.json says"

@@ -34,7 +34,7 @@ def aftermath(
             origin = LIBRARIES.get(plugins[_stage(turn)], "robusteval")
             yield Finding(name=turn.name, severity="warning", origin=origin, message=text, advice="")
         yield from _oddities(turn)
-    yield from _without_gradients(done, suite.stages())
+    yield from _without_gradients(done, closed, suite.stages())
 
 
 def _stage(turn: StageResult) -> str:
@@ -66,14 +66,17 @@ def _oddities(stage: StageResult) -> Iterator[Finding]:
         yield _finding("rejected-candidates", "warning", message, "They were not counted as breaks.")
 
 
-def _without_gradients(done: Sequence[StageResult], stages: Sequence[Stage]) -> Iterator[Finding]:
+def _without_gradients(
+    done: Sequence[StageResult], closed: Mapping[str, int], stages: Sequence[Stage]
+) -> Iterator[Finding]:
     """Yield a finding where an attack without gradients breaks what attacks with them, run before, did not."""
     attacks = [stage for stage in stages if stage.kind == "attack"]
     first = next((place for place, stage in enumerate(attacks) if not is_gradient_free(stage)), len(attacks))
     late = {stage.name for stage in attacks[first:] if is_gradient_free(stage)}
     for turn in done:
-        if _stage(turn) in late and turn.closed > max(2, FEW * turn.entered):
-            message = f"{turn.name} broke {turn.closed} of {turn.entered} samples that gradient attacks had left."
+        broke = max(turn.closed, closed.get(turn.name, 0))
+        if _stage(turn) in late and broke > max(2, FEW * turn.entered):
+            message = f"{turn.name} broke {broke} of {turn.entered} samples that gradient attacks had left."
             advice = "Gradients are probably masked, so the accuracy is an upper bound that adaptive attacks may lower."
             yield _finding("black-box-beats-white-box", "warning", message, advice)
 

@@ -45,7 +45,12 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
     closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
     if stages.get(row.stage or "") != closer:
         yield f"is {row.verdict} by stage '{row.stage}'"
-    undecided = [f"{name}: {'' if kind == 'certifier' else DOUBTFUL}" for name, kind in stages.items()]
+    doubts = {turn.name for turn in report.stages if turn.undecided}
+    undecided = [
+        f"{name}: {'' if kind == 'certifier' else DOUBTFUL}"
+        for name, kind in stages.items()
+        if kind == "certifier" or name in doubts
+    ]
     explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
     if explained != (row.verdict is Verdict.UNKNOWN):
         yield f"is {row.verdict} for the reason '{row.reason}'"
@@ -57,6 +62,10 @@ def _check_levels(row: SampleRow, report: Report, stages: Mapping[str, str]) -> 
     if len(row.stages) != len(report.curve):
         yield f"tells of {len(row.stages)} budgets, the report of {len(report.curve)}"
         return
+    order = {name: place for place, name in enumerate(stages)}
+    breaks = [order[closer] for closer in row.stages if closer and stages.get(closer) == "attack"]
+    if any(earlier < later for earlier, later in pairwise(breaks)):
+        yield "is closed at an eps later than at a smaller one"
     proved = True
     for point, closer in zip(report.curve, row.stages, strict=True):
         kind, reached = stages.get(closer or ""), row.adv_distance
@@ -145,35 +154,44 @@ def _show(rate: Rate | None) -> str:
 
 
 def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
-    if [turn.name for turn in report.stages] != _expected_turns(report):
+    if [(turn.name, turn.eps) for turn in report.stages] != _expected_turns(report):
         yield "the stages that ran are not those of the suite"
+    if report.seconds != sum(turn.seconds for turn in report.stages):
+        yield "the seconds are not those of the stages"
+    if report.suite.adaptations != tuple(text for turn in report.stages for text in turn.adaptations):
+        yield "the suite's adaptations are not those of its stages"
     levels = {point.eps: level for level, point in enumerate(report.curve)}
     ran = {turn.name: (order, turn.kind) for order, turn in enumerate(report.stages)}
+    serving = {spec.name for spec in report.suite.stages if spec.minimal and report.curve}
     for turn in report.stages:
         level = levels[turn.eps] if turn.eps is not None else 0
         closed = sum(_closers(row)[level] == turn.name for row in rows)
-        entered = sum(_enters(row, turn, level, ran, report.suite.skip_certified) for row in rows)
+        served = range(len(levels)) if turn.name in serving else (level,)
+        entered = sum(any(_enters(row, turn, one, ran, report.suite.skip_certified) for one in served) for row in rows)
         if (turn.closed, turn.entered) != (closed, entered):
             yield f"stage '{turn.name}' closed {turn.closed} of {turn.entered}; the rows give {closed} of {entered}"
+        if max(turn.undecided if report.suite.repeat else 0, turn.rejected, turn.non_finite) > turn.entered:
+            yield f"stage '{turn.name}' tells of more candidates than the {turn.entered} samples it looked at"
+        if turn.undecided and not report.suite.repeat:
+            yield f"stage '{turn.name}' left samples undecided, which only repeated evaluations can"
         if turn.kind == "attack" and turn.forward < turn.entered:
             yield f"stage '{turn.name}' looked at {turn.entered} samples in {turn.forward} forward passes"
     attacks = [turn for turn in report.stages if turn.kind == "attack"]
     checks = 1 + (report.suite.repeat.evaluations if report.suite.repeat else 1)  # a candidate is confirmed by so many
     asked = sum(turn.forward - checks * turn.entered for turn in attacks)
-    if report.queries is not None and asked > report.queries * report.results.clean.count:
+    budget = (report.queries or 0) * report.results.clean.count * max(1, len(report.curve))
+    if report.queries is not None and asked > budget:
         yield f"attacks asked {asked} times, beyond {report.queries} queries per sample"
 
 
-def _expected_turns(report: Report) -> list[str]:
-    """Return the runs that stages must have had; of several eps, one run without ``@eps`` may serve all."""
-    stages = [spec.name for spec in report.suite.stages]
+def _expected_turns(report: Report) -> list[tuple[str, str | None]]:
+    """Return the runs that stages must have had, and the eps of each."""
     if not report.curve:
-        return stages
+        return [(spec.name, None) for spec in report.suite.stages]
     first, *others = [point.eps for point in report.curve]
-    once = {turn.name for turn in report.stages}.intersection(stages)
-    repeated = [name for name in stages if name not in once]
-    at_first = [name if name in once else f"{name}@{first}" for name in stages]
-    return at_first + [f"{name}@{eps}" for eps in others for name in repeated]
+    specs, repeated = report.suite.stages, [spec.name for spec in report.suite.stages if not spec.minimal]
+    at_first = [(spec.name if spec.minimal else f"{spec.name}@{first}", first) for spec in specs]
+    return [*at_first, *((f"{name}@{eps}", eps) for eps in others for name in repeated)]
 
 
 def _closers(row: SampleRow) -> tuple[str | None, ...]:

@@ -46,7 +46,8 @@ def decide(probe: Probe, x: Tensor, y: Tensor, ids: Tensor, repeat: Repeat | Non
     right = votes.gather(1, y[:, None]).squeeze(1)
     others = votes.scatter(1, y[:, None], -1).argmax(1)
     prediction = torch.where(2 * right > repeat.evaluations, y, others)
-    return Decision(prediction, 2 * right / repeat.evaluations - 1, repeat.evaluations - right >= repeat.needed)
+    margin = 2 * right.double() / repeat.evaluations - 1
+    return Decision(prediction, margin, repeat.evaluations - right >= repeat.needed)
 
 
 def _vote(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from robusteval.evaluation.decide import Decision, decide
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.queries import rationed
 from robusteval.evaluation.schedule import Turn, schedule
-from robusteval.evaluation.suite import Stage
+from robusteval.evaluation.suite import Stage, is_minimal
 from robusteval.report import Repeat, SampleRow, StageResult
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
@@ -59,9 +59,10 @@ class _Level:
 
 @dataclass
 class _Chunk:
-    """The state while stages run. ``levels`` are the budgets, ascending; ``why`` has one entry per sample.
+    """The state while stages run. ``levels`` are the budgets, ascending, ``asked`` the place of the report's own.
 
-    ``repeat`` says how its samples are decided, ``queries`` how many each has left, None without a budget.
+    ``why`` says, per sample, why it is open there. ``repeat`` says how samples are decided, ``queries`` how many each
+    has left at each level, None without such a budget.
     """
 
     x: Tensor
@@ -69,16 +70,21 @@ class _Chunk:
     ids: Tensor
     repeat: Repeat | None
     levels: tuple[_Level, ...]
+    asked: int
     why: list[str | None]
     witnesses: dict[int, Witness]
-    queries: list[int] | None
+    queries: list[list[int]] | None
 
     def given(self, turn: Turn, skip_certified: bool) -> Tensor:
-        """Return the rows that a turn looks at; proving goes on at an eps where it got through at the one before."""
+        """Return the rows that a turn looks at: an attack that serves every eps, those open at any.
+
+        Proving goes on at an eps where it got through at the one before.
+        """
         level, before = self.levels[turn.level], self.levels[: turn.level][-1:]
         attackable = [Verdict.UNKNOWN] if skip_certified else [Verdict.UNKNOWN, Verdict.CERTIFIED]
         if turn.stage.kind == "attack":
-            rows = [row for row in range(len(self.x)) if level.has(row, *attackable)]
+            served = self.levels if is_minimal(turn.stage) else (level,)
+            rows = [row for row in range(len(self.x)) if any(one.has(row, *attackable) for one in served)]
         else:
             provable = (row for row in range(len(self.x)) if level.has(row, Verdict.UNKNOWN))
             rows = [row for row in provable if all(smaller.has(row, Verdict.CERTIFIED) for smaller in before)]
@@ -118,21 +124,22 @@ def judge(
     """Run ``stages`` in order on the samples still open and return every sample's verdict.
 
     ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. ``budgets``, ascending and with
-    ``threat`` among them, are what else is asked (`schedule`). ``queries`` is how often all attacks together may ask
-    the model about a sample, clean prediction and confirmation not counted. Raises `RobustevalError` on non-finite
-    logits and `SoundnessContradiction` when a proved sample is broken.
+    ``threat`` among them, are what else is asked (`schedule`). ``queries`` is how often, at each budget, all attacks
+    together may ask the model about a sample, clean prediction and confirmation not counted. Raises `RobustevalError`
+    on non-finite logits and `SoundnessContradiction` when a proved sample is broken.
     """
     _check_inputs(x, ids)
     clean = decide(probe, x, y, ids, repeat, derive_seed(rng.batch, "decide"))
     start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (clean.prediction == y).tolist()]
     asked = tuple(budgets) or (threat,)
     levels = tuple(_Level(budget, list(start), [None] * len(x)) for budget in asked)
-    chunk = _Chunk(x, y, ids, repeat, levels, [None] * len(x), {}, None if queries is None else [queries] * len(x))
+    left = None if queries is None else [[queries] * len(x) for _ in asked]
+    chunk = _Chunk(x, y, ids, repeat, levels, asked.index(threat), [None] * len(x), {}, left)
     results = []
     for turn in schedule(stages, asked):
         told(turn.name)
         results.append(_take_turn(turn, probe, chunk, chunk.given(turn, skip_certified), rng))
-    return Judgement(_rows(chunk, asked.index(threat), clean), chunk.witnesses, tuple(results))
+    return Judgement(_rows(chunk, clean), chunk.witnesses, tuple(results))
 
 
 def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> StageResult:
@@ -173,7 +180,7 @@ class _Outcome:
 def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
     x, y, ids, threat = chunk.x[rows], chunk.y[rows], chunk.ids[rows], turn.threat
     with failures(f"stage '{turn.name}'"):
-        result = _candidates(cast(Attack, turn.stage.run), probe, chunk, rows, threat, rng)
+        result = _candidates(turn, probe, chunk, rows, rng)
     candidates = result.candidates.detach().float()
     if candidates.shape != x.shape:
         raise RobustevalError(f"stage '{turn.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
@@ -183,7 +190,8 @@ def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRn
     with torch.no_grad():
         claimed = 0 if allowed.all() else int(((probe(candidates.nan_to_num()).argmax(1) != y) & ~allowed).sum())
     doubtful = (decided.prediction != y) & ~decided.wrong & allowed
-    for i in rows[doubtful.cpu()].tolist():
+    concerned = distance <= chunk.levels[chunk.asked].threat.radius + BUDGET_TOLERANCE
+    for i in rows[(doubtful & concerned).cpu()].tolist():
         chunk.why[i] = f"{turn.name}: {DOUBTFUL}"
     for i in (decided.wrong & allowed).nonzero().squeeze(1).tolist():
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
@@ -192,17 +200,17 @@ def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRn
     return _Outcome(claimed, non_finite, int(doubtful.sum()), result.adaptations, result.warnings)
 
 
-def _candidates(
-    attack: Attack, probe: Probe, chunk: _Chunk, rows: Tensor, threat: ThreatModel, rng: SampleRng
-) -> AttackResult:
-    """Run an attack, within what is left of each sample's queries."""
-    x, y = chunk.x[rows], chunk.y[rows]
+def _candidates(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> AttackResult:
+    """Run an attack, within what is left of each sample's queries at its eps."""
+    attack, x, y = cast(Attack, turn.stage.run), chunk.x[rows], chunk.y[rows]
     if chunk.queries is None:
-        return attack(probe, x, y, threat, rng)
-    result, left = rationed(attack, probe, x, y, threat, rng, [chunk.queries[row] for row in rows.tolist()])
-    for row, remaining in zip(rows.tolist(), left, strict=True):
-        chunk.queries[row] = remaining
-    return result
+        return attack(probe, x, y, turn.threat, rng)
+    left, steady = chunk.queries[turn.level], chunk.repeat is not None
+    allowed = [left[row] for row in rows.tolist()]
+    result, remaining = rationed(attack, probe, x, y, turn.threat, rng, allowed, steady)
+    for row, count in zip(rows.tolist(), remaining, strict=True):
+        left[row] = count
+    return replace(result, adaptations=tuple(f"{turn.name}: {text}" for text in result.adaptations))
 
 
 def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
@@ -213,7 +221,7 @@ def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleR
     for row, certificate in zip(rows.tolist(), certificates, strict=True):
         if certificate.proved:
             chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
-        else:
+        elif turn.level <= chunk.asked:
             chunk.why[row] = f"{turn.name}: {certificate.reason}"
     return _Outcome()
 
@@ -227,9 +235,8 @@ def _check_inputs(x: Tensor, ids: Tensor) -> None:
         )
 
 
-def _rows(chunk: _Chunk, asked: int, clean: Decision) -> tuple[SampleRow, ...]:
-    """Describe each sample, its verdict at the budget of that place."""
-    level, several, rows = chunk.levels[asked], len(chunk.levels) > 1, []
+def _rows(chunk: _Chunk, clean: Decision) -> tuple[SampleRow, ...]:
+    level, several, rows = chunk.levels[chunk.asked], len(chunk.levels) > 1, []
     for i, sample in enumerate(chunk.ids.tolist()):
         witness, verdict = chunk.witnesses.get(sample), level.verdicts[i]
         rows.append(

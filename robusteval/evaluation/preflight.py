@@ -149,6 +149,7 @@ def foreseen(findings: Iterable[Finding], repeated: bool, gradient_free: bool) -
         answers["randomised"] = "The suite decides every sample by repeated fresh evaluations."
     if gradient_free:
         answers["no-gradient"] = "No attack of the suite needs it."
+        answers["probabilities"] = "The suite's attacks follow no gradient that could vanish."
     return [
         finding.model_copy(update={"severity": "info", "advice": answers[finding.name]})
         if finding.name in answers

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robusteval.attacks._losses import margin_loss
 from robusteval.attacks.base import Attack, AttackResult
 from robusteval.errors import RobustevalError
 from robusteval.rng import SampleRng
@@ -21,15 +22,16 @@ class Meter(nn.Module):
     """The model as an attack on one sample sees it: each image is a query, and no more than ``allowed`` are answered.
 
     ``found`` (1, C, H, W) is the nearest misclassified query within ``threat`` so far: an attack that is cut off has
-    found it, whether or not it knows.
+    found it, whether or not it knows. With ``steady`` it is the most clearly misclassified one, as of a randomised
+    model's answers the nearest is the luckiest.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, allowed: int) -> None:
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, allowed: int, steady: bool) -> None:
         super().__init__()
-        self.model, self.x, self.y, self.threat, self.allowed = model, x, y, threat, allowed
-        self.asked = 0
+        self.model, self.x, self.y, self.threat = model, x, y, threat
+        self.allowed, self.steady, self.asked = allowed, steady, 0
         self.found: Tensor | None = None
-        self.distance = float("inf")
+        self._worth = -torch.inf
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,21 +44,32 @@ class Meter(nn.Module):
         return logits
 
     def _watch(self, x: Tensor, logits: Tensor) -> None:
-        origin = self.x.expand(len(x), *self.x.shape[1:])
-        hits = (logits.argmax(1) != self.y) & self.threat.contains(origin, x)
-        distances = self.threat.distance(origin, x).masked_fill(~hits, torch.inf)
-        if hits.any() and distances.min() < self.distance:
-            self.distance, self.found = float(distances.min()), x[distances.argmin()][None].clone()
+        origin, y = self.x.expand(len(x), *self.x.shape[1:]), self.y.expand(len(x))
+        hits = (logits.argmax(1) != y) & self.threat.contains(origin, x)
+        worth = margin_loss(logits, y).double() if self.steady else -self.threat.distance(origin, x)
+        worth = worth.masked_fill(~hits, -torch.inf)
+        if len(x) and worth.max() > self._worth:
+            self._worth, self.found = float(worth.max()), x[worth.argmax()][None].clone()
 
 
 def rationed(
-    attack: Attack, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, left: Sequence[int]
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: ThreatModel,
+    rng: SampleRng,
+    left: Sequence[int],
+    steady: bool = False,
 ) -> tuple[AttackResult, list[int]]:
-    """Attack each sample by itself with the queries ``left`` to it; return the result and how many are left then."""
+    """Attack each sample by itself with the queries ``left`` to it; return the result and how many are left then.
+
+    ``steady`` is for randomised models (`Meter`).
+    """
     results, remaining = [], []
     for i, allowed in enumerate(left):
         row = torch.tensor([i])
-        meter = Meter(model, x[row], y[row], threat, allowed)
+        meter = Meter(model, x[row], y[row], threat, allowed, steady)
         try:
             result = attack(meter, x[row], y[row], threat, rng.take(row))
         except QueriesSpentError:

@@ -43,7 +43,9 @@ class _StageEntry(Settings):
         """Return the stage with every hyper-parameter spelled out, so that the suite's hash covers defaults."""
         kind: Literal["attack", "certifier"] = "attack" if self.attack else "certifier"
         spec = StageSpec(name=self.name, kind=kind, plugin=self.attack or self.certifier or "", params=self.params)
-        return spec.model_copy(update={"params": parameters(_build(spec))})
+        plugin = _build(spec)
+        minimal = is_minimal(Stage(self.name, kind, plugin))
+        return spec.model_copy(update={"params": parameters(plugin), "minimal": minimal})
 
 
 class _SuiteFile(Settings):
@@ -61,6 +63,8 @@ class _SuiteFile(Settings):
         repeated = {name for name in names if names.count(name) > 1 or name in ("", "clean")}
         if repeated:
             raise ValueError(f"stage name '{repeated.pop()}' is repeated, empty or reserved")
+        if any("@" in name for name in names):
+            raise ValueError("a stage name has '@', which names its run at one of several eps")
         if self.repeat and self.repeat.needed > self.repeat.evaluations:
             raise ValueError(f"{self.repeat.evaluations} evaluations cannot give confidence {self.repeat.confidence}")
         if self.repeat and any(stage.certifier for stage in self.stages):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from robusteval.report import Comparison, CurvePoint, Rate, Report, closed_at
+from robusteval.report import Comparison, CurvePoint, Rate, Report, StageResult, closed_at
 from robusteval.verdict import Verdict
 
 BRACKET = "certified <= true robust accuracy <= empirical <= clean"
@@ -53,20 +53,29 @@ def _curve_row(point: CurvePoint) -> tuple[str, ...]:
     return (point.eps, certified, percent(results.empirical.rate), interval(results.empirical), *counts)
 
 
+def _serves_every_eps(stage: StageResult) -> bool:
+    return stage.eps is not None and not stage.name.endswith(f"@{stage.eps}")
+
+
 def stage_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return rows (stage, entered, closed, still robust, forward per sample, backward per sample, seconds)."""
+    """Return rows (stage, entered, closed, still robust, forward per sample, backward per sample, seconds).
+
+    What a stage closed is counted at its own eps, or at the report's if it served every eps.
+    """
     rows: list[tuple[str, ...]] = []
     attacks: list[str] = []
     for stage in report.stages:
         attacks += [stage.name] if stage.kind == "attack" else []
-        closed = closed_at(stage.eps or report.threat.eps, report.stages, report.curve)
+        serves = _serves_every_eps(stage)
+        eps = report.threat.eps if serves or stage.eps is None else stage.eps
+        closed = closed_at(eps, report.stages, report.curve)
         left = report.results.clean.count - sum(closed.get(name, 0) for name in attacks)
         given = max(stage.entered, 1)
         rows.append(
             (
-                stage.name if stage.eps is None or stage.name.endswith(f"@{stage.eps}") else f"{stage.name}, every eps",
+                f"{stage.name}, every eps" if serves else stage.name,
                 str(stage.entered),
-                str(stage.closed),
+                str(closed.get(stage.name, 0)),
                 percent(left / report.results.clean.total),
                 f"{stage.forward / given:.0f}",
                 f"{stage.backward / given:.0f}",
@@ -97,7 +106,8 @@ def rulings(report: Report) -> list[str]:
             f"{repeat.confidence:.3%} confidence more than half of all would."
         )
     if report.queries:
-        said.append(f"All attacks together had {report.queries} queries per image.")
+        each = " at each eps" if report.curve else ""
+        said.append(f"All attacks together had {report.queries} queries per image{each}.")
     return said
 
 
