@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from robusteval.bounds.ball import Ball
@@ -14,13 +13,13 @@ Bounds = tuple[Tensor, Tensor]
 
 
 def intervals(graph: Graph, ball: Ball, known: Mapping[int, Bounds] | None = None) -> list[Bounds]:
-    """Return lower and upper bounds (N, *shape) of every node, no wider than those ``known`` of some."""
+    """Return lower and upper bounds (N, *shape) of every node, given those ``known`` of some."""
     bounds: list[Bounds] = []
     for place, node in enumerate(graph.nodes):
-        own = _bounds(node, ball, [bounds[i] for i in node.inputs])
         if known and place in known:
-            own = torch.maximum(own[0], known[place][0]), torch.minimum(own[1], known[place][1])
-        bounds.append(own)
+            bounds.append(known[place])
+        else:
+            bounds.append(_bounds(node, ball, [bounds[i] for i in node.inputs]))
     return bounds
 
 

@@ -33,7 +33,8 @@ class MemoryBudgetError(RobustevalError):
 class Problem:
     """``margins[n, j] = z_y - z_k`` of each sample for its K - 1 other classes, over a ball.
 
-    ``memory`` is how many bytes the queries of one step may take.
+    ``memory`` is how many bytes the queries of one step may take. ``parallel`` is Fast-Lin as published: lower planes
+    parallel to the upper ones, and bounds of undecided values by them alone, not cut with intervals.
     """
 
     graph: Graph
@@ -149,8 +150,9 @@ def _tighten(problem: Problem, bounds: list[Bounds], place: int, kinked: bool, a
     if len(owner):
         relaxation = Relaxation(relax(problem.graph, bounds, problem.parallel))
         low, high = (_bound_values(problem, relaxation, place, owner, value, sign, ascent) for sign in (1.0, -1.0))
-        lower[owner, value] = torch.maximum(lower[owner, value], low)
-        upper[owner, value] = torch.minimum(upper[owner, value], -high)
+        known = (lower[owner, value], upper[owner, value])
+        lower[owner, value] = low if problem.parallel else torch.maximum(known[0], low)
+        upper[owner, value] = -high if problem.parallel else torch.minimum(known[1], -high)
     shape = problem.graph.nodes[place].shape
     return lower.view(-1, *shape), upper.view(-1, *shape)
 
