@@ -142,7 +142,7 @@ class Case:
 def shipped() -> Iterator[tuple[str, str, dict[str, Any], tuple[str, ...]]]:
     """Yield a name, plug-in, parameters and norms of each stage of a suite, and of each example of a plug-in."""
     for suite, path in suite_files().items():
-        for stage in tomllib.loads(path.read_text(encoding="utf-8"))["stages"]:
+        for stage in tomllib.loads(path.read_text(encoding="utf-8")).get("stages", ()):
             if "attack" in stage:
                 norms = tuple(stage.get("norms", EPS))
                 yield f"{suite}-{stage['name']}", stage["attack"], stage.get("params", {}), norms

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 
 from robusteval.bounds.activations import Activation
 from robusteval.bounds.nodes import TRACED, Affine, Node, UnsupportedError
@@ -23,7 +24,6 @@ from robusteval.bounds.ops import (
     ALIASES,
     LINEAR,
     MIXING,
-    OUT_OF_PLACE,
     POOLS,
     SHAPED,
     Call,
@@ -31,11 +31,9 @@ from robusteval.bounds.ops import (
 )
 from robusteval.bounds.pooling import MaxPool
 
-RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial")
 
-
-def lower(traced: fx.GraphModule) -> Iterator[Node]:
-    """Yield what depends on the input of a trace, in order, logits last; what does not becomes constants.
+def lower(traced: fx.GraphModule, dtype: torch.dtype) -> Iterator[Node]:
+    """Yield what depends on the input of a trace, in order, logits last; what does not becomes constants of ``dtype``.
 
     Raises `UnsupportedError` for an operation without a rule.
     """
@@ -43,17 +41,24 @@ def lower(traced: fx.GraphModule) -> Iterator[Node]:
     constants: dict[fx.Node, Any] = {}
     for step in traced.graph.nodes:
         if step.op == "get_attr":
-            constants[step] = getattr(traced, step.target)
+            constants[step] = _precise(getattr(traced, step.target), dtype)
+        elif _writes_back(step):
+            continue
         elif step.op == "output":
             _check_output(step.args[0], places)
         elif step.op != "placeholder" and not any(used in places for used in step.all_input_nodes):
-            constants[step] = _constant(step, constants)
+            constants[step] = _precise(_constant(step, constants), dtype)
         elif _is_alias(step):
             places[step] = places[step.args[0]]
         else:
             node = _node(step, places, constants)
             places[step] = len(set(places.values()))
             yield node
+
+
+def _writes_back(step: fx.Node) -> bool:
+    """Whether a step only tells the caller's tensor what was done to it in place, which the graph does to a copy."""
+    return step.target is torch.ops.aten.copy_.default and step.args[0].op == "placeholder" and not step.users  # type: ignore[union-attr]
 
 
 def _is_alias(step: fx.Node) -> bool:
@@ -68,9 +73,22 @@ def _check_output(out: Any, places: Mapping[fx.Node, int]) -> None:
 
 
 def _constant(step: fx.Node, constants: Mapping[fx.Node, Any]) -> Any:
-    if any(part in str(step.target) for part in RANDOM):
-        raise UnsupportedError(f"unsupported: {step.target}")
-    return step.target(*_fill(step.args, constants), **_fill(step.kwargs, constants))  # type: ignore[operator]
+    """Compute what does not depend on the input; refuse what depends on chance, on state or on the batch's size."""
+    op: Any = step.target
+    if isinstance(op, OpOverload) and (op._schema.is_mutable or torch.Tag.nondeterministic_seeded in op.tags):
+        raise UnsupportedError(f"unsupported: {op}")
+    value = op(*_fill(step.args, constants), **_fill(step.kwargs, constants))
+    if isinstance(value, Tensor) and TRACED in value.shape:
+        raise UnsupportedError(f"unsupported: {op} of the batch's size")
+    return value
+
+
+def _precise(value: Any, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    if value.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedError(f"unsupported: weights of {value.dtype}")
+    return value.detach().to(dtype)
 
 
 def _node(step: fx.Node, places: Mapping[fx.Node, int], constants: Mapping[fx.Node, Any]) -> Node:
@@ -96,7 +114,7 @@ def _fill(given: Any, known: Mapping[fx.Node, Any]) -> Any:
 
 
 def _operation(step: fx.Node, free: list[fx.Node], constants: Mapping[fx.Node, Any]) -> Affine | Activation | MaxPool:
-    op: Any = OUT_OF_PLACE.get(step.target, step.target)
+    op: Any = step.target
     args, kwargs = list(_fill(step.args, constants)), dict(_fill(step.kwargs, constants))
     if op in ACTIVATIONS and len(free) == 1:
         return ACTIVATIONS[op](*args[1:], **kwargs)
@@ -137,6 +155,7 @@ def _run(call: Call, free: list[fx.Node], *values: Tensor) -> Tensor:
     args = list(_fill(call[1], known))
     if op in SHAPED:
         args[1] = [len(values[0]), *args[1][1:]]
+        op = SHAPED[op]
     out = op(*args, **_fill(call[2], known))
     result: Tensor = out[0] if isinstance(out, tuple | list) else out
     return result

@@ -13,8 +13,8 @@ from robusteval.bounds.activations import Activation
 from robusteval.bounds.pooling import MaxPool
 from robusteval.errors import RobustevalError
 
-TRACED = 2
-"""The batch size of a trace; a leading dimension of this size is the batch."""
+TRACED = 107
+"""The batch size of a trace: one that no other dimension is likely to have, so that the batch is known by it."""
 
 
 class UnsupportedError(RobustevalError):

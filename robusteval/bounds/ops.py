@@ -72,6 +72,15 @@ def _pads_inside(args: list[Any], kwargs: dict[str, Any]) -> bool:
     return bool(len(args[1]) // 2 < args[0].meta["val"].dim())
 
 
+def _same_rank(args: list[Any], kwargs: dict[str, Any]) -> bool:
+    return bool(len(args[1]) == args[0].meta["val"].dim())
+
+
+def _averages(args: list[Any], kwargs: dict[str, Any]) -> bool:
+    divisor = args[6] if len(args) > 6 else kwargs.get("divisor_override")
+    return divisor is None or bool(divisor > 0)
+
+
 LINEAR: Mapping[Any, Rule] = {
     aten.convolution.default: _only(0),
     aten.addmm.default: _only(1),
@@ -91,7 +100,7 @@ LINEAR: Mapping[Any, Rule] = {
     aten.view.default: _always,
     aten._unsafe_view.default: _always,
     aten.reshape.default: _always,
-    aten.expand.default: _always,
+    aten.expand.default: _same_rank,
     aten.permute.default: _batch_first,
     aten.transpose.int: _both_inside,
     aten.squeeze.dim: _inside(1),
@@ -100,9 +109,11 @@ LINEAR: Mapping[Any, Rule] = {
     aten.slice.Tensor: _inside(1, 0),
     aten.select.int: _inside(1),
     aten.cat.default: _inside(1, 0),
+    aten.slice_scatter.default: _inside(2, 0),
+    aten.select_scatter.default: _inside(2),
     aten.mean.dim: _inside(1),
     aten.sum.dim_IntList: _inside(1),
-    aten.avg_pool2d.default: _always,
+    aten.avg_pool2d.default: _averages,
     aten._adaptive_avg_pool2d.default: _always,
     aten.constant_pad_nd.default: _pads_inside,
 }
@@ -110,8 +121,13 @@ MIXING = {
     *(aten.convolution.default, aten.addmm.default, aten.mm.default, aten.linear.default),
     *(aten.mean.dim, aten.sum.dim_IntList, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default),
 }
-SHAPED = {aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.expand.default}
-"""Operations whose second argument spells out a shape, batch included."""
+SHAPED = {
+    aten.view.default: aten.reshape.default,  # a view cannot be taken of every memory layout, and the layout may differ
+    aten._unsafe_view.default: aten.reshape.default,
+    aten.reshape.default: aten.reshape.default,
+    aten.expand.default: aten.expand.default,
+}
+"""Operations whose second argument spells out a shape, batch included, and what runs them."""
 
 ALIASES = {
     aten.alias.default,
@@ -119,18 +135,6 @@ ALIASES = {
     aten.detach.default,
     aten.contiguous.default,
     aten.lift_fresh.default,
-}
-OUT_OF_PLACE: Mapping[Any, Any] = {
-    aten.relu_.default: aten.relu.default,
-    aten.leaky_relu_.default: aten.leaky_relu.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.silu_.default: aten.silu.default,
-    aten.sigmoid_.default: aten.sigmoid.default,
-    aten.tanh_.default: aten.tanh.default,
-    aten.add_.Tensor: aten.add.Tensor,
-    aten.sub_.Tensor: aten.sub.Tensor,
-    aten.mul_.Tensor: aten.mul.Tensor,
-    aten.div_.Tensor: aten.div.Tensor,
 }
 
 
@@ -237,6 +241,8 @@ def max_pool(
     *_: Any,
 ) -> MaxPool:
     """Return the pooling that maps (C, H, W) = ``size`` to ``out``, of ATen's arguments."""
+    if len(size) != 3:
+        raise UnsupportedError("unsupported: max pooling of images without channels")
     pairs = (_pair(kernel), _pair(stride or kernel), _pair(padding), _pair(dilation))
     return MaxPool.over((size[1], size[2]), (out[1], out[2]), *pairs)
 
