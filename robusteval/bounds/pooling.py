@@ -67,12 +67,7 @@ class MaxPool:
         return padded[:, :, self.table.to(z.device)]
 
 
-def pick(values: Tensor, places: Tensor) -> Tensor:
-    """Return (N, C, H', W') of ``values`` (N, C, H, W) at ``places``."""
-    return values.flatten(2).gather(2, places.flatten(2)).view_as(places)
-
-
 def put(values: Tensor, places: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Return the adjoint of `pick`: ``values`` (N, C, H', W') added up at ``places`` of (N, C, H, W) = (N, *size)."""
+    """Return (N, *size) = (N, C, H, W): ``values`` (N, C, H', W') added up at their ``places``."""
     empty = values.new_zeros(len(values), size[0], size[1] * size[2])
     return empty.scatter_add(2, places.flatten(2), values.flatten(2)).view(len(values), *size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from robusteval.bounds.ball import Ball
 from robusteval.bounds.graph import trace
 from robusteval.bounds.margins import MemoryBudgetError, Problem
 from robusteval.bounds.nodes import Graph, UnsupportedError
+from robusteval.rng import SampleRng
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Certificate
 
@@ -19,6 +21,27 @@ TOLERANCE = 1e-5
 
 SAMPLES = 32
 """Samples bounded at once."""
+
+
+@dataclass(frozen=True)
+class ByBounds:
+    """A certifier by lower bounds of the margins; ``memory`` is what the largest step may take, in MiB."""
+
+    memory: int = 2048
+
+    def supports(self, threat: ThreatModel) -> bool:
+        """Linf, L2 and L1."""
+        return threat.convex
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
+    ) -> list[Certificate]:
+        """Return a proof, or the worst bound, per input."""
+        return certify(self.bound, model, x, y, threat, self.memory)
+
+    def bound(self, problem: Problem) -> Tensor:
+        """Return lower bounds (N, K - 1) of the margins."""
+        raise NotImplementedError
 
 
 def certify(

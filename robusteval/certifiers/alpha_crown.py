@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robusteval.bounds.alpha import Ascent
 from robusteval.bounds.margins import Problem, optimised_margins, tightened
-from robusteval.certifiers._margins import certify
+from robusteval.certifiers._margins import ByBounds
 from robusteval.certifiers.crown import linear_bound
-from robusteval.rng import SampleRng
-from robusteval.threat import ThreatModel
-from robusteval.verdict import Certificate
 
 
 @dataclass(frozen=True)
-class AlphaCrown:
+class AlphaCrown(ByBounds):
     """alpha-CROWN (Xu et al. 2021, arXiv 2011.13824): ``steps`` of gradient ascent on the lower slopes of each margin.
 
     With ``inner_steps`` the bounds of undecided activations are improved likewise, each by slopes of its own. Never
@@ -26,21 +23,10 @@ class AlphaCrown:
     steps: int = 20
     inner_steps: int = 5
     lr: float = 0.25
-    memory: int = 2048
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.inner_steps < 0 or self.lr <= 0:
             raise ValueError("alpha-CROWN needs steps >= 1, inner_steps >= 0 and lr > 0")
-
-    def supports(self, threat: ThreatModel) -> bool:
-        """Linf, L2 and L1."""
-        return threat.convex
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
-    ) -> list[Certificate]:
-        """Return a proof, or the worst bound, per input."""
-        return certify(self.bound, model, x, y, threat, self.memory)
 
     def bound(self, problem: Problem) -> Tensor:
         """Return margins (N, K - 1), none less than CROWN's."""

@@ -5,34 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robusteval.bounds.interval import intervals
 from robusteval.bounds.margins import Problem, interval_margins, linear_margins
-from robusteval.certifiers._margins import certify
-from robusteval.rng import SampleRng
-from robusteval.threat import ThreatModel
-from robusteval.verdict import Certificate
+from robusteval.certifiers._margins import ByBounds
 
 
 @dataclass(frozen=True)
-class CrownIBP:
+class CrownIBP(ByBounds):
     """CROWN-IBP (Zhang et al. 2020, arXiv 1906.06316): intervals inside, one pass backwards for the margins.
 
     Never less than intervals give. ``memory`` is what the largest step may take, in MiB.
     """
 
-    memory: int = 2048
-
-    def supports(self, threat: ThreatModel) -> bool:
-        """Linf, L2 and L1."""
-        return threat.convex
-
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
-    ) -> list[Certificate]:
-        """Return a proof, or the worst bound, per input."""
-        return certify(mixed_bound, model, x, y, threat, self.memory)
+    def bound(self, problem: Problem) -> Tensor:
+        """Return the margins (N, K - 1) of `mixed_bound`."""
+        return mixed_bound(problem)
 
 
 def mixed_bound(problem: Problem) -> Tensor:
