@@ -129,7 +129,7 @@ class SuiteFacts(Record):
 
 
 class StageResult(Record):
-    """What a stage did: samples it was given and closed, and candidates the harness could not accept.
+    """What a stage did: samples it was given and closed, of these broken, and candidates that were not accepted.
 
     In a run for several budgets a stage has an entry ``name@eps`` for each, or one called ``name`` that served all;
     ``entered`` and ``closed`` are samples open at its ``eps``, which is None where there is only one budget.
@@ -145,6 +145,7 @@ class StageResult(Record):
     eps: str | None = None
     entered: int = Field(ge=0)
     closed: int = Field(ge=0)
+    broken: int = Field(ge=0)
     rejected: int = Field(ge=0)
     non_finite: int = Field(ge=0)
     undecided: int = Field(default=0, ge=0)
@@ -180,12 +181,13 @@ class Results(Record):
 
 
 class CurvePoint(Record):
-    """The bracket at one of several budgets, and how many samples each stage closed at it."""
+    """The bracket at one of several budgets, and how many samples each stage closed at it, and of these broke."""
 
     eps: str
     radius: float = Field(gt=0)
     results: Results
     closed: dict[str, int]
+    broken: dict[str, int]
 
 
 class Neighbour(Record):
@@ -318,3 +320,9 @@ def closed_at(eps: str, stages: Iterable[StageResult], curve: Iterable[CurvePoin
     """Return stage -> how many samples it closed at the budget written ``eps``, which a ``curve`` must have."""
     at_points = {point.eps: point.closed for point in curve}
     return at_points[eps] if at_points else {stage.name: stage.closed for stage in stages}
+
+
+def broken_at(eps: str, stages: Iterable[StageResult], curve: Iterable[CurvePoint]) -> dict[str, int]:
+    """Return stage -> how many samples it broke at the budget written ``eps``, which a ``curve`` must have."""
+    at_points = {point.eps: point.broken for point in curve}
+    return at_points[eps] if at_points else {stage.name: stage.broken for stage in stages}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch import Tensor
@@ -23,10 +23,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certifier's answer for one sample: a proof, or why there is none."""
+    """A certifier's answer for one sample: a proof, or why there is none.
+
+    A search for a proof may end in an adversarial input instead: ``counterexample``, float32 (C, H, W).
+    """
 
     proved: bool
     reason: str
+    counterexample: Tensor | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -369,8 +369,8 @@ def test_what_is_not_confirmed_is_read_from_the_plug_ins_file():
 def test_a_certifier_takes_nothing_from_the_accuracy_after_a_stage():
     """Of 10 right samples an attack breaks 2 and a certifier proves 5: 8 are left after both."""
     stages = [
-        SimpleNamespace(name="pgd", kind="attack", closed=2),
-        SimpleNamespace(name="ibp", kind="certifier", closed=5),
+        SimpleNamespace(name="pgd", kind="attack", closed=2, broken=2),
+        SimpleNamespace(name="ibp", kind="certifier", closed=5, broken=0),
     ]
     report = SimpleNamespace(stages=stages, results=SimpleNamespace(clean=SimpleNamespace(count=10, total=20)))
     assert _after_stages(cast(Report, report)) == {"pgd": 0.4, "ibp": 0.4}

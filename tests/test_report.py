@@ -105,6 +105,7 @@ def example(**changes: Any) -> Report:
                 **stage,
                 "entered": 190,
                 "closed": 40,
+                "broken": 40,
                 "rejected": 0,
                 "non_finite": 0,
                 "forward": 1900,

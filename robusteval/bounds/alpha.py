@@ -64,12 +64,17 @@ class Ascent:
         return best
 
     def _step(self, slope: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], step: int, leak: float) -> Tensor:
-        first, second = moments
-        first.mul_(0.9).add_(grad, alpha=0.1)
-        second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-        size = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-12
-        moved = slope.detach() + self.lr * self.decay**step * (first / (1 - 0.9 ** (step + 1))) / size
-        return torch.where(grad == 0, slope.detach(), moved.clamp(leak, 1.0))
+        return adam(slope.detach(), grad, moments, step, self.lr * self.decay**step).clamp(leak, 1.0)
+
+
+def adam(value: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], step: int, lr: float) -> Tensor:
+    """Return ``value`` after one step upwards, left where the gradient is 0; ``moments`` are updated in place."""
+    first, second = moments
+    first.mul_(0.9).add_(grad, alpha=0.1)
+    second.mul_(0.999).addcmul_(grad, grad, value=0.001)
+    size = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-12
+    moved = value + lr * (first / (1 - 0.9 ** (step + 1))) / size
+    return torch.where(grad == 0, value, moved)
 
 
 def _free(graph: Graph, start: int, planes: Mapping[int, AnyPlanes], owner: Tensor) -> dict[int, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusteval.threat import Norm, per_sample
+from robusteval.threat import Norm
 
 HALVINGS = 60
 
@@ -44,52 +44,63 @@ class Ball:
 
         Exact for Linf and L1; for L2 a dual value, which never exceeds the minimum.
         """
+        gain, towards = self._directions(a, owner)
+        if self.norm is Norm.L2:
+            change = _most_in_l2(gain, towards, self.radius)
+        else:
+            change = (gain * self._way(gain, towards)).sum(1)
+        return (a.flatten(1) * self.x[owner].flatten(1)).sum(1) - change
+
+    def minimiser(self, a: Tensor, owner: Tensor, curvature: float = 0.0) -> Tensor:
+        """Return the point (P, ...) of the ball where ``<a_p, x'>`` is least.
+
+        In L2, ``curvature / 2 ||x' - x||^2`` may be added, which makes it unique.
+        """
+        way = self._way(*self._directions(a, owner), curvature)
+        return self.x[owner] - (a.flatten(1).sign() * way).view_as(a)
+
+    def _directions(self, a: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each value (P, V) gains per step that lowers ``<a_p, x'>``, and how far it may go."""
         flat = a.flatten(1)
         low, high = self.low[owner].flatten(1), self.high[owner].flatten(1)
-        towards = torch.where(flat > 0, -low, high)  # how far each value may go to lower the sum
-        gain = flat.abs()
-        change = {Norm.LINF: _all, Norm.L2: _within_l2, Norm.L1: _within_l1}[self.norm](gain, towards, self.radius)
-        return (flat * self.x[owner].flatten(1)).sum(1) - change
+        return flat.abs(), torch.where(flat > 0, -low, high)
 
-    def minimiser(self, a: Tensor, owner: Tensor) -> Tensor:
-        """Return a point (P, ...) of the ball where ``<a_p, x'>`` is small; the smallest for Linf."""
-        low, high = self.low[owner], self.high[owner]
-        step = torch.where(a > 0, low, high)
-        if self.norm is not Norm.LINF:
-            size = torch.linalg.vector_norm((a * step).flatten(1), dim=1).clamp_min(1e-12)
-            step = torch.maximum(torch.minimum(-a * per_sample(self.radius / size, a), high), low)
-            order = 2 if self.norm is Norm.L2 else 1
-            length = torch.linalg.vector_norm(step.flatten(1), ord=order, dim=1).clamp_min(1e-12)
-            step = step * per_sample((self.radius / length).clamp_max(1.0), step)
-        return self.x[owner] + step
+    def _way(self, gain: Tensor, towards: Tensor, curvature: float = 0.0) -> Tensor:
+        """Return how far each value (P, V) goes to gain the most."""
+        if self.norm is Norm.LINF:
+            return towards
+        if self.norm is Norm.L1:
+            return _spent(gain, towards, self.radius)
+        return torch.minimum(gain / _multiplier(gain, towards, self.radius).clamp_min(curvature), towards)
 
 
-def _all(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
-    return (gain * towards).sum(1)
-
-
-def _within_l1(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
+def _spent(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
     """Spend the radius on the largest gains first, as far as each may go (the fractional knapsack)."""
     order = gain.argsort(dim=1, descending=True)
-    gain, towards = gain.gather(1, order), towards.gather(1, order)
-    spent = towards.cumsum(1)
-    usable = torch.relu(torch.minimum(towards, radius - (spent - towards)))
-    return (gain * usable).sum(1)
+    limits = towards.gather(1, order)
+    before = limits.cumsum(1) - limits
+    return torch.zeros_like(gain).scatter(1, order, torch.relu(torch.minimum(limits, radius - before)))
 
 
-def _within_l2(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
+def _multiplier(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
+    """Return ``m`` (P, 1) such that ``min(gain / m, towards)`` is as long as the radius allows, and no longer."""
+    low: Tensor = gain.new_zeros(len(gain), 1)
+    high: Tensor = torch.linalg.vector_norm(gain, dim=1, keepdim=True) / radius + 1e-30
+    with torch.no_grad():
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            step = torch.minimum(gain / middle, towards)
+            inside = torch.linalg.vector_norm(step, dim=1, keepdim=True) <= radius
+            low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
+    return high
+
+
+def _most_in_l2(gain: Tensor, towards: Tensor, radius: float) -> Tensor:
     """Return the least Lagrangian dual found: ``min_m  m r^2 / 2 + sum max_{0 <= t <= towards} g t - m t^2 / 2``.
 
     Each value of the multiplier ``m`` > 0 gives an upper bound of what can be gained, so no convergence is needed.
     """
-    size = torch.linalg.vector_norm(gain, dim=1)
-    low, high = torch.zeros_like(size), size / radius + 1e-30
-    with torch.no_grad():
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            step = torch.minimum(gain.detach() / middle[:, None], towards)
-            inside = torch.linalg.vector_norm(step, dim=1) <= radius
-            low, high = torch.where(inside, low, middle), torch.where(inside, middle, high)
-    step = torch.minimum(gain / high[:, None], towards)
-    dual = (gain * step - high[:, None] * step.square() / 2).sum(1) + high * radius**2 / 2
+    size, m = torch.linalg.vector_norm(gain, dim=1), _multiplier(gain.detach(), towards, radius)
+    step = torch.minimum(gain / m, towards)
+    dual = (gain * step - m * step.square() / 2).sum(1) + m.squeeze(1) * radius**2 / 2
     return torch.minimum(torch.minimum(dual, radius * size), (gain * towards).sum(1))

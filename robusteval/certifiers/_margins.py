@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,44 +35,46 @@ class ByBounds:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
     ) -> list[Certificate]:
-        """Return a proof, or the worst bound, per input."""
-        return certify(self.bound, model, x, y, threat, self.memory)
+        """Return a proof, or the worst bound, per input.
+
+        The bounds are those of real arithmetic, computed in float64, for the weights as they are and for all inputs
+        that the harness would accept: within eps and its tolerance, in [0, 1].
+        """
+        exact = x.double()
+        try:
+            graph = trace(model, exact)
+        except UnsupportedError as error:
+            return [Certificate(False, str(error))] * len(x)
+        pieces = (slice(first, first + SAMPLES) for first in range(0, len(x), SAMPLES))
+        return [one for rows in pieces for one in self._piece(graph, exact[rows], y[rows], threat)]
+
+    def _piece(self, graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Certificate]:
+        ball = Ball.around(x, threat.norm, threat.radius + BUDGET_TOLERANCE)
+        try:
+            with torch.no_grad():
+                return self.certificates(Problem(graph, ball, y, self.memory * 2**20))
+        except MemoryBudgetError as error:
+            return [Certificate(False, str(error))] * len(x)
+
+    def certificates(self, problem: Problem) -> list[Certificate]:
+        """Return a certificate per sample of ``problem``."""
+        return judged(problem, self.bound(problem))
 
     def bound(self, problem: Problem) -> Tensor:
         """Return lower bounds (N, K - 1) of the margins."""
         raise NotImplementedError
 
 
-def certify(
-    bound: Callable[[Problem], Tensor], model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, memory: int
-) -> list[Certificate]:
-    """Return a certificate per sample, from lower bounds (N, K - 1) of its margins.
-
-    A sample is proved only if each bound exceeds `TOLERANCE`; NaN does not. The bounds are those of real arithmetic,
-    computed in float64, for the weights as they are and for all inputs that the harness would accept: within eps and
-    its tolerance, in [0, 1]. ``memory`` is in MiB.
-    """
-    exact = x.double()
-    try:
-        graph = trace(model, exact)
-    except UnsupportedError as error:
-        return [Certificate(False, str(error))] * len(x)
-    pieces = (slice(first, first + SAMPLES) for first in range(0, len(x), SAMPLES))
-    return [one for rows in pieces for one in _piece(bound, graph, exact[rows], y[rows], threat, memory)]
+def enough(problem: Problem) -> Tensor:
+    """Return what each margin of a sample (N,) must exceed."""
+    return TOLERANCE * (1 + problem.graph(problem.ball.x).abs().amax(1))
 
 
-def _piece(
-    bound: Callable[[Problem], Tensor], graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel, memory: int
-) -> list[Certificate]:
-    problem = Problem(graph, Ball.around(x, threat.norm, threat.radius + BUDGET_TOLERANCE), y, memory * 2**20)
-    try:
-        with torch.no_grad():
-            margins, size = bound(problem), graph(x).abs().amax(1)
-    except MemoryBudgetError as error:
-        return [Certificate(False, str(error))] * len(x)
-    proved = (margins > (TOLERANCE * (1 + size))[:, None]).all(1)
+def judged(problem: Problem, margins: Tensor) -> list[Certificate]:
+    """Return a certificate per sample: proved only if each of ``margins`` (N, K - 1) is `enough`; NaN is not."""
+    proved = (margins > enough(problem)[:, None]).all(1)
     worst, rival = margins.min(1)
     return [
         Certificate(ok, "" if ok else f"bound {low:.3g} on the margin over class {k + (k >= label)}")
-        for ok, low, k, label in zip(proved.tolist(), worst.tolist(), rival.tolist(), y.tolist(), strict=True)
+        for ok, low, k, label in zip(proved.tolist(), worst.tolist(), rival.tolist(), problem.y.tolist(), strict=True)
     ]

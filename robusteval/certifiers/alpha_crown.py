@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robusteval.bounds.alpha import Ascent
+from robusteval.bounds.interval import Bounds
 from robusteval.bounds.margins import Problem, optimised_margins, tightened
 from robusteval.certifiers._margins import ByBounds
 from robusteval.certifiers.crown import linear_bound
@@ -30,6 +31,10 @@ class AlphaCrown(ByBounds):
 
     def bound(self, problem: Problem) -> Tensor:
         """Return margins (N, K - 1), none less than CROWN's."""
+        return self.bounds(problem)[0]
+
+    def bounds(self, problem: Problem) -> tuple[Tensor, list[Bounds]]:
+        """Return margins (N, K - 1), none less than CROWN's, and bounds (N, *shape) of every value."""
         inner = Ascent(self.inner_steps, self.lr) if self.inner_steps else None
         bounds = tightened(problem, inner)
-        return optimised_margins(problem, bounds, Ascent(self.steps, self.lr), linear_bound(problem))
+        return optimised_margins(problem, bounds, Ascent(self.steps, self.lr), linear_bound(problem)), bounds

@@ -14,7 +14,8 @@ from robusteval.verdict import Certificate
 class Certifier(Protocol):
     """A certifier plug-in: a frozen dataclass of hyper-parameters, under the same rules as an attack.
 
-    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``.
+    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``. A
+    counter-example is a claim that the harness checks, as it does an attack's.
     """
 
     def __call__(

@@ -93,7 +93,7 @@ def _after_stages(report: Report) -> dict[str, float]:
     """Return stage -> accuracy after it."""
     left, after = report.results.clean.count, {}
     for stage in report.stages:
-        left -= stage.closed if stage.kind == "attack" else 0  # a certifier closes samples by proving them
+        left -= stage.broken
         after[stage.name] = left / report.results.clean.total
     return after
 

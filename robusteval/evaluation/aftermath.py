@@ -16,17 +16,17 @@ FEW = 0.05
 
 
 def aftermath(
-    results: Results, done: Sequence[StageResult], closed: Mapping[str, int], suite: Suite, classes: int
+    results: Results, done: Sequence[StageResult], broken: Mapping[str, int], suite: Suite, classes: int
 ) -> Iterator[Finding]:
     """Yield findings on a run over ``classes`` classes whose stages did what ``done`` says.
 
-    ``results`` and ``closed``, stage -> samples closed, are those at the run's own eps.
+    ``results`` and ``broken``, stage -> samples broken, are those at the run's own eps.
     """
     if results.clean.low <= 1 / classes:
         message = f"Clean accuracy {results.clean.rate:.1%} may be that of guessing among {classes} classes."
         advice = "Check normalisation (mean and std), class order, architecture and data."
         yield _finding("near-chance", "warning", message, advice)
-    broke = [(_stage(turn), closed.get(turn.name, 0)) for turn in done if turn.kind == "attack"]
+    broke = [(_stage(turn), broken.get(turn.name, 0)) for turn in done if turn.kind == "attack"]
     yield from square_check(results.clean, broke)
     plugins = {spec.name: spec.plugin for spec in suite.specs}
     for turn in done:
@@ -34,7 +34,7 @@ def aftermath(
             origin = LIBRARIES.get(plugins[_stage(turn)], "robusteval")
             yield Finding(name=turn.name, severity="warning", origin=origin, message=text, advice="")
         yield from _oddities(turn)
-    yield from _without_gradients(done, closed, suite.stages())
+    yield from _without_gradients(done, broken, suite.stages())
 
 
 def _stage(turn: StageResult) -> str:
@@ -67,14 +67,14 @@ def _oddities(stage: StageResult) -> Iterator[Finding]:
 
 
 def _without_gradients(
-    done: Sequence[StageResult], closed: Mapping[str, int], stages: Sequence[Stage]
+    done: Sequence[StageResult], broken: Mapping[str, int], stages: Sequence[Stage]
 ) -> Iterator[Finding]:
     """Yield a finding where an attack without gradients breaks what attacks with them, run before, did not."""
     attacks = [stage for stage in stages if stage.kind == "attack"]
     first = next((place for place, stage in enumerate(attacks) if not is_gradient_free(stage)), len(attacks))
     late = {stage.name for stage in attacks[first:] if is_gradient_free(stage)}
     for turn in done:
-        broke = max(turn.closed, closed.get(turn.name, 0))
+        broke = max(turn.broken, broken.get(turn.name, 0))
         if _stage(turn) in late and broke > max(2, FEW * turn.entered):
             message = f"{turn.name} broke {broke} of {turn.entered} samples that gradient attacks had left."
             advice = "Gradients are probably masked, so the accuracy is an upper bound that adaptive attacks may lower."

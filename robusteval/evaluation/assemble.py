@@ -24,7 +24,7 @@ from robusteval.report import (
     SampleRow,
     StageResult,
     ThreatFacts,
-    closed_at,
+    broken_at,
     count_verdicts,
 )
 from robusteval.runs import RunDir, write_atomic
@@ -53,10 +53,10 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
 def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
     counts = Counter(row.verdict for row in rows)
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
-    points = curve(rows, stages, plan.budgets, plan.suite.certifying)
+    points = curve(rows, plan.budgets, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
-    closed = closed_at(plan.threat.label, stages, points)
-    findings = [*findings, *aftermath(results, stages, closed, plan.suite, plan.split.info.num_classes)]
+    broken = broken_at(plan.threat.label, stages, points)
+    findings = [*findings, *aftermath(results, stages, broken, plan.suite, plan.split.info.num_classes)]
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
     with deterministic(threads=1):  # as the chunks were judged

@@ -75,7 +75,7 @@ def merge_stages(results: Iterable[tuple[StageResult, ...]]) -> tuple[StageResul
 
 
 _SUMMED = (
-    *("entered", "closed", "rejected", "non_finite", "undecided"),
+    *("entered", "closed", "broken", "rejected", "non_finite", "undecided"),
     *("forward", "backward", "zero_gradients", "non_finite_gradients", "seconds"),
 )
 _SAID = ("adaptations", "warnings")

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.compare import compare
-from robusteval.evaluation.curve import curve
+from robusteval.evaluation.curve import curve, verdict_at
 from robusteval.evaluation.judge import DOUBTFUL, SURVIVED
 from robusteval.evaluation.suite import load_suite, parts_of, suite_digest
 from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
@@ -17,6 +17,14 @@ from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict
 
 RATES = ("clean", "empirical", "certified")
+
+CLOSERS: Mapping[Verdict, tuple[str | None, ...]] = {
+    Verdict.MISCLASSIFIED: (None,),
+    Verdict.BROKEN: ("attack", "certifier"),
+    Verdict.UNKNOWN: (None,),
+    Verdict.CERTIFIED: ("certifier",),
+}
+"""Verdict -> the kinds of stages that can reach it."""
 
 
 def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
@@ -42,8 +50,7 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
         yield f"is {row.verdict} with label {row.label} and prediction {row.prediction}"
     if (correct and row.margin < 0) or (not correct and row.margin > 0):
         yield f"has margin {row.margin} with label {row.label} and prediction {row.prediction}"
-    closer = {Verdict.BROKEN: "attack", Verdict.CERTIFIED: "certifier"}.get(row.verdict)
-    if stages.get(row.stage or "") != closer:
+    if stages.get(row.stage or "") not in CLOSERS[row.verdict]:
         yield f"is {row.verdict} by stage '{row.stage}'"
     doubts = {turn.name for turn in report.stages if turn.undecided}
     undecided = [
@@ -63,19 +70,18 @@ def _check_levels(row: SampleRow, report: Report, stages: Mapping[str, str]) -> 
         yield f"tells of {len(row.stages)} budgets, the report of {len(report.curve)}"
         return
     order = {name: place for place, name in enumerate(stages)}
-    breaks = [order[closer] for closer in row.stages if closer and stages.get(closer) == "attack"]
+    levels = list(zip(report.curve, row.stages, strict=True))
+    verdicts = [verdict_at(row, closer, point.radius) for point, closer in levels]
+    broke = [verdict is Verdict.BROKEN for verdict in verdicts]
+    breaks = [order.get(closer or "", 0) for closer, one in zip(row.stages, broke, strict=True) if one]
     if any(earlier < later for earlier, later in pairwise(breaks)):
         yield "is closed at an eps later than at a smaller one"
-    proved = True
-    for point, closer in zip(report.curve, row.stages, strict=True):
-        kind, reached = stages.get(closer or ""), row.adv_distance
-        if closer is not None and (kind is None or row.verdict is Verdict.MISCLASSIFIED):
-            yield f"is closed at eps {point.eps} by stage '{closer}'"
-        if (kind == "attack") != (reached is not None and reached <= point.radius + BUDGET_TOLERANCE):
-            yield f"is closed at eps {point.eps} by '{closer}' with its nearest witness at {reached}"
-        if kind == "certifier" and not proved:
-            yield f"is proved robust at eps {point.eps}, but not below"
-        proved = proved and kind == "certifier"
+    proved = [verdict is Verdict.CERTIFIED for verdict in verdicts]
+    if any(not smaller and larger for smaller, larger in pairwise(proved)):
+        yield "is proved robust at an eps, but not at a smaller one"
+    for (point, closer), verdict in zip(levels, verdicts, strict=True):
+        if stages.get(closer or "") not in CLOSERS[verdict] or (closer or "") not in ("", *stages):
+            yield f"is {verdict} at eps {point.eps} by '{closer}', with its nearest witness at {row.adv_distance}"
         if point.eps == report.threat.eps and closer != row.stage:
             yield f"is closed by '{row.stage}', and by '{closer}' at the same eps"
 
@@ -135,10 +141,10 @@ def _check_curve(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     if report.threat.eps not in [budget.label for budget in budgets] or len(budgets) < 2:
         yield f"the curve has no point at eps {report.threat.eps}, or no other"
     certifying = any(stage.kind == "certifier" for stage in report.suite.stages)
-    for stated, counted in zip(report.curve, curve(rows, report.stages, budgets, certifying), strict=True):
+    for stated, counted in zip(report.curve, curve(rows, budgets, certifying), strict=True):
         rates = [(getattr(stated.results, name), getattr(counted.results, name)) for name in RATES]
         same = all(_same_rate(*pair) for pair in rates) and stated.results.verdicts == counted.results.verdicts
-        if not same or stated.closed != counted.closed:
+        if not same or (stated.closed, stated.broken) != (counted.closed, counted.broken):
             yield f"the curve at eps {stated.eps} does not follow from the rows"
 
 
@@ -161,15 +167,17 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     if report.suite.adaptations != tuple(text for turn in report.stages for text in turn.adaptations):
         yield "the suite's adaptations are not those of its stages"
     levels = {point.eps: level for level, point in enumerate(report.curve)}
-    ran = {turn.name: (order, turn.kind) for order, turn in enumerate(report.stages)}
+    ran = {turn.name: order for order, turn in enumerate(report.stages)}
     serving = {spec.name for spec in report.suite.stages if spec.minimal and report.curve}
     for turn in report.stages:
         level = levels[turn.eps] if turn.eps is not None else 0
-        closed = sum(_closers(row)[level] == turn.name for row in rows)
+        own = [row for row in rows if _closers(row)[level] == turn.name]
+        broken = sum(_verdicts(row, report)[level] is Verdict.BROKEN for row in own)
         served = range(len(levels)) if turn.name in serving else (level,)
-        entered = sum(any(_enters(row, turn, one, ran, report.suite.skip_certified) for one in served) for row in rows)
-        if (turn.closed, turn.entered) != (closed, entered):
-            yield f"stage '{turn.name}' closed {turn.closed} of {turn.entered}; the rows give {closed} of {entered}"
+        entered = sum(any(_enters(row, turn, one, ran, report) for one in served) for row in rows)
+        stated, counted = (turn.closed, turn.broken, turn.entered), (len(own), broken, entered)
+        if stated != counted:
+            yield f"stage '{turn.name}' closed, broke and entered {stated}; the rows give {counted}"
         if max(turn.undecided if report.suite.repeat else 0, turn.rejected, turn.non_finite) > turn.entered:
             yield f"stage '{turn.name}' tells of more candidates than the {turn.entered} samples it looked at"
         if turn.undecided and not report.suite.repeat:
@@ -198,21 +206,26 @@ def _closers(row: SampleRow) -> tuple[str | None, ...]:
     return row.stages or (row.stage,)
 
 
-def _enters(
-    row: SampleRow, turn: StageResult, level: int, ran: Mapping[str, tuple[int, str]], skip_certified: bool
-) -> bool:
+def _verdicts(row: SampleRow, report: Report) -> tuple[Verdict, ...]:
+    """Return the verdicts on a sample at every budget."""
+    if not report.curve:
+        return (row.verdict,)
+    levels = zip(report.curve, row.stages, strict=True)
+    return tuple(verdict_at(row, closer, point.radius) for point, closer in levels)
+
+
+def _enters(row: SampleRow, turn: StageResult, level: int, ran: Mapping[str, int], report: Report) -> bool:
     """Whether a turn was given a sample: it was open at that eps, or certified and the suite attacks those, too.
 
     Proving stops at the first eps at which it fails.
     """
     if row.verdict is Verdict.MISCLASSIFIED:
         return False
-    order, kind = ran.get(_closers(row)[level] or "", (len(ran), ""))
-    was_open = order >= ran[turn.name][0]
+    verdicts = _verdicts(row, report)
+    was_open = ran.get(_closers(row)[level] or "", len(ran)) >= ran[turn.name]
     if turn.kind == "attack":
-        return was_open or (kind == "certifier" and not skip_certified)
-    smaller = _closers(row)[:level][-1:]
-    return was_open and all(ran.get(closer or "", (0, ""))[1] == "certifier" for closer in smaller)
+        return was_open or (verdicts[level] is Verdict.CERTIFIED and not report.suite.skip_certified)
+    return was_open and all(verdict is Verdict.CERTIFIED for verdict in verdicts[:level][-1:])
 
 
 CHECKS = (_check_rows, _check_results, _check_curve, _check_stages)

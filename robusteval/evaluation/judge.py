@@ -155,6 +155,7 @@ def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Sampl
         eps=level.threat.label if len(chunk.levels) > 1 else None,
         entered=len(rows),
         closed=level.closers.count(turn.name),
+        broken=sum(level.closers[row] == turn.name and level.has(row, Verdict.BROKEN) for row in range(len(chunk.x))),
         rejected=outcome.rejected,
         non_finite=outcome.non_finite,
         undecided=outcome.undecided,
@@ -178,10 +179,16 @@ class _Outcome:
 
 
 def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
-    x, y, ids, threat = chunk.x[rows], chunk.y[rows], chunk.ids[rows], turn.threat
     with failures(f"stage '{turn.name}'"):
         result = _candidates(turn, probe, chunk, rows, rng)
-    candidates = result.candidates.detach().float()
+    outcome = _confirm(turn, probe, chunk, rows, result.candidates, rng)
+    return replace(outcome, adaptations=result.adaptations, warnings=result.warnings)
+
+
+def _confirm(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, candidates: Tensor, rng: SampleRng) -> _Outcome:
+    """Break the samples at ``rows`` whose candidates hold what is claimed of them, and count the others."""
+    x, y, ids, threat = chunk.x[rows], chunk.y[rows], chunk.ids[rows], turn.threat
+    candidates = candidates.detach().float()
     if candidates.shape != x.shape:
         raise RobustevalError(f"stage '{turn.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
     allowed, distance = threat.contains(x, candidates), threat.distance(x, candidates)
@@ -197,7 +204,7 @@ def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRn
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
         chunk.break_(int(rows[i]), Witness(candidates[i].cpu(), prediction, float(distance[i]), margin), turn)
     non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
-    return _Outcome(claimed, non_finite, int(doubtful.sum()), result.adaptations, result.warnings)
+    return _Outcome(claimed, non_finite, int(doubtful.sum()))
 
 
 def _candidates(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> AttackResult:
@@ -223,7 +230,11 @@ def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleR
             chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
         elif turn.level <= chunk.asked:
             chunk.why[row] = f"{turn.name}: {certificate.reason}"
-    return _Outcome()
+    refuted = [i for i, certificate in enumerate(certificates) if certificate.counterexample is not None]
+    if not refuted:
+        return _Outcome()
+    candidates = torch.stack([cast(Tensor, certificates[i].counterexample) for i in refuted]).to(chunk.x.device)
+    return _confirm(turn, probe, chunk, rows[refuted], candidates, rng.take(torch.tensor(refuted)))
 
 
 def _check_inputs(x: Tensor, ids: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from robusteval.report import Comparison, CurvePoint, Rate, Report, StageResult, closed_at
+from robusteval.report import Comparison, CurvePoint, Rate, Report, StageResult, broken_at, closed_at
 from robusteval.verdict import Verdict
 
 BRACKET = "certified <= true robust accuracy <= empirical <= clean"
@@ -58,24 +58,24 @@ def _serves_every_eps(stage: StageResult) -> bool:
 
 
 def stage_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return rows (stage, entered, closed, still robust, forward per sample, backward per sample, seconds).
+    """Return a row `STAGE_HEADER` for every stage.
 
-    What a stage closed is counted at its own eps, or at the report's if it served every eps.
+    What a stage broke or proved is counted at its own eps, or at the report's if it served every eps.
     """
     rows: list[tuple[str, ...]] = []
-    attacks: list[str] = []
-    for stage in report.stages:
-        attacks += [stage.name] if stage.kind == "attack" else []
+    for place, stage in enumerate(report.stages):
         serves = _serves_every_eps(stage)
         eps = report.threat.eps if serves or stage.eps is None else stage.eps
-        closed = closed_at(eps, report.stages, report.curve)
-        left = report.results.clean.count - sum(closed.get(name, 0) for name in attacks)
+        broken = broken_at(eps, report.stages, report.curve)
+        proved = closed_at(eps, report.stages, report.curve).get(stage.name, 0) - broken.get(stage.name, 0)
+        left = report.results.clean.count - sum(broken.get(done.name, 0) for done in report.stages[: place + 1])
         given = max(stage.entered, 1)
         rows.append(
             (
                 f"{stage.name}, every eps" if serves else stage.name,
                 str(stage.entered),
-                str(closed.get(stage.name, 0)),
+                str(broken.get(stage.name, 0)),
+                str(proved) if stage.kind == "certifier" else "",
                 percent(left / report.results.clean.total),
                 f"{stage.forward / given:.0f}",
                 f"{stage.backward / given:.0f}",
@@ -85,7 +85,7 @@ def stage_rows(report: Report) -> list[tuple[str, ...]]:
     return rows
 
 
-STAGE_HEADER = ("stage", "samples", "closed", "robust", "forward", "backward", "seconds")
+STAGE_HEADER = ("stage", "samples", "broken", "proved", "robust", "forward", "backward", "seconds")
 STAGE_LEGEND = "robust: accuracy after the stage; forward, backward: passes per sample that entered it"
 
 

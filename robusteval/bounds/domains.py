@@ -1,0 +1,248 @@
+"""Parts of one sample's ball, on which the signs of some activations' arguments are fixed.
+
+Bounds there are those of beta-CROWN (Wang et al. 2021, arXiv 2103.06624): a kink whose side is known is linear, and
+each such constraint has a multiplier of at least 0. All slopes and multipliers give sound bounds; good ones are sought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robusteval.bounds.activations import Activation, Planes
+from robusteval.bounds.alpha import adam
+from robusteval.bounds.backward import AnyPlanes, Relaxation, least, pull, relax
+from robusteval.bounds.ball import Ball
+from robusteval.bounds.interval import Bounds
+from robusteval.bounds.margins import BYTES, TENSORS, MemoryBudgetError, Problem
+
+
+@dataclass(frozen=True)
+class Domains:
+    """D parts of one sample's ball, each with the margin over one class that is to be bounded there.
+
+    ``rival`` (D,) is the row of the problem's queries. For each of the tree's U kinks, ``sign`` (D, U) is 1 or -1 where
+    the argument's sign is fixed and else 0, ``slope`` the lower slope and ``push`` the multiplier. ``low`` (D,) are
+    lower bounds of the margins.
+    """
+
+    rival: Tensor
+    sign: Tensor
+    slope: Tensor
+    push: Tensor
+    low: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rival)
+
+    def take(self, rows: Tensor | slice) -> Domains:
+        """Return the domains at ``rows``."""
+        return Domains(self.rival[rows], self.sign[rows], self.slope[rows], self.push[rows], self.low[rows])
+
+    def split(self, kink: Tensor) -> Domains:
+        """Return both halves of each domain, at its ``kink`` (D,): those where the argument is positive first."""
+        halves = []
+        for side in (1, -1):
+            sign = self.sign.scatter(1, kink[:, None], side)
+            halves.append(replace(self, sign=sign))
+        return joined(halves)
+
+
+def joined(parts: list[Domains]) -> Domains:
+    """Return all domains of ``parts`` in order."""
+    columns = zip(*((part.rival, part.sign, part.slope, part.push, part.low) for part in parts), strict=True)
+    return Domains(*(torch.cat(column) for column in columns))
+
+
+@dataclass(frozen=True)
+class Insight:
+    """What the bounds of D domains rest on: where they are attained, and what each kink contributes.
+
+    ``point`` (D, *shape) minimises them over the ball. ``gap`` (D, U) is by how much the planes of a kink cost.
+    """
+
+    point: Tensor
+    gap: Tensor
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What all domains of one sample share: the problem, of one sample, and ``bounds`` of all its values.
+
+    ``steps`` and the rates are those of the ascent on slopes and multipliers.
+    """
+
+    problem: Problem
+    bounds: list[Bounds]
+    steps: int = 20
+    slope_lr: float = 0.1
+    push_lr: float = 0.05
+    decay: float = 0.98
+
+    @cached_property
+    def sources(self) -> dict[int, Tensor]:
+        """The arguments of kinks, by node, and which of their values (flat) are of either sign."""
+        found = {}
+        for node in self.problem.graph.nodes:
+            if isinstance(node.op, Activation) and node.op.leak is not None and node.inputs[0] not in found:
+                lower, upper = (bound.flatten() for bound in self.bounds[node.inputs[0]])
+                found[node.inputs[0]] = ((lower < 0) & (upper > 0)).nonzero().squeeze(1)
+        return {place: values for place, values in found.items() if len(values)}
+
+    @cached_property
+    def kinks(self) -> dict[int, int]:
+        """The activations with kinks, each with the node that is its argument."""
+        nodes = enumerate(self.problem.graph.nodes)
+        kinked = (
+            (place, node) for place, node in nodes if isinstance(node.op, Activation) and node.op.leak is not None
+        )
+        return {place: node.inputs[0] for place, node in kinked if node.inputs[0] in self.sources}
+
+    @property
+    def size(self) -> int:
+        """The number U of kinks that can be split."""
+        return sum(len(values) for values in self.sources.values())
+
+    @cached_property
+    def batch(self) -> int:
+        """How many domains fit into the memory allowed."""
+        values = sum(node.size for node in self.problem.graph.nodes)
+        fits = self.problem.memory // (TENSORS * values * BYTES)
+        if fits < 1:
+            raise MemoryBudgetError(f"memory: one subproblem needs {TENSORS * values * BYTES / 2**20:.0f} MiB")
+        return fits
+
+    def roots(self, rivals: Tensor, low: Tensor) -> Domains:
+        """Return the whole ball, for each of the ``rivals`` (D,) whose margins are at least ``low`` (D,)."""
+        zeros = low.new_zeros(len(rivals), self.size)
+        planes, parts = relax(self.problem.graph, self.bounds), []
+        for source, values in self.sources.items():
+            place = next(place for place, argument in self.kinks.items() if argument == source)
+            parts.append(_planes(planes, place).low_slope.flatten()[values])
+        slope = torch.cat([low.new_zeros(0), *parts]).expand_as(zeros)
+        return Domains(rivals, zeros.to(torch.int8), slope, zeros, low)
+
+    def bounded(self, domains: Domains, enough: float, steps: int | None = None) -> Domains:
+        """Return ``domains`` with the best slopes and multipliers found, and ``low`` never less than before.
+
+        A domain whose bound exceeds ``enough`` is left.
+        """
+        best, rows, current = domains, torch.arange(len(domains), device=domains.low.device), domains
+        moments = [torch.zeros_like(domains.slope) for _ in range(4)]
+        steps = (self.steps if steps is None else steps) if self.size else 0
+        for step in range(steps + 1):
+            low, grads = self.gradients(current) if step < steps else (self.low(current), None)
+            better = low > best.low[rows]
+            best = _update(best, rows[better], replace(current.take(better), low=low[better]))
+            open_ = best.low[rows] <= enough
+            if grads is None or not open_.any():
+                break
+            rows, current = rows[open_], current.take(open_)
+            moments = [moment[open_] for moment in moments]
+            slope, push = (grad[open_] for grad in grads)
+            rate = self.decay**step
+            slope = adam(current.slope, slope, (moments[0], moments[1]), step, self.slope_lr * rate)
+            push = adam(current.push, push, (moments[2], moments[3]), step, self.push_lr * rate)
+            current = replace(current, slope=torch.maximum(slope, self._leak).clamp_max(1.0), push=torch.relu(push))
+        return best
+
+    @cached_property
+    def _leak(self) -> Tensor:
+        """The smallest lower slope (U,) of each kink."""
+        leaks = {source: self.problem.graph.nodes[place].op.leak for place, source in self.kinks.items()}  # type: ignore[union-attr]
+        parts = [[float(leaks[source] or 0)] * len(values) for source, values in self.sources.items()]
+        return self.problem.ball.x.new_tensor([leak for part in parts for leak in part])
+
+    def low(self, domains: Domains) -> Tensor:
+        """Return the lower bounds (D,) that the slopes and multipliers give."""
+        return self._low(domains, self.relaxed(domains))[0]
+
+    def gradients(self, domains: Domains) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Return the lower bounds (D,) and their gradients (D, U) for slopes and multipliers, where they count."""
+        with torch.enable_grad():
+            slope, push = (part.detach().requires_grad_() for part in (domains.slope, domains.push))
+            low, _ = self._low(replace(domains, slope=slope, push=push), self.relaxed(domains))
+            grads = torch.autograd.grad(low.sum(), (slope, push), allow_unused=True)
+        first, second = (torch.zeros_like(slope) if grad is None else grad for grad in grads)
+        return low.detach(), (first * (domains.sign == 0), second * (domains.sign != 0))
+
+    def relaxed(self, domains: Domains) -> dict[int, AnyPlanes]:
+        """Return the planes of every nonlinear node, where the sign of an argument is fixed with that side's line."""
+        own = list(self.bounds)
+        for node in self.problem.graph.nodes:
+            if node.nonlinear:
+                source = node.inputs[0]
+                own[source] = tuple(bound.expand(len(domains), *bound.shape[1:]) for bound in self.bounds[source])  # type: ignore[assignment]
+        for source, values, columns in self.columns():
+            sign = domains.sign[:, columns]
+            lower, upper = (bound.flatten(1).clone() for bound in own[source])
+            lower[:, values] = torch.where(sign > 0, 0.0, lower[:, values])
+            upper[:, values] = torch.where(sign < 0, 0.0, upper[:, values])
+            shape = self.problem.graph.nodes[source].shape
+            own[source] = lower.view(-1, *shape), upper.view(-1, *shape)
+        return relax(self.problem.graph, own)
+
+    def columns(self) -> Iterator[tuple[int, Tensor, slice]]:
+        """Yield each argument's node, its undecided values, and their places among the U kinks."""
+        first = 0
+        for source, values in self.sources.items():
+            yield source, values, slice(first, first + len(values))
+            first += len(values)
+
+    def _low(self, domains: Domains, planes: dict[int, AnyPlanes]) -> tuple[Tensor, Tensor]:
+        """Return lower bounds (D,) of the margins, and their coefficients (D, *shape) at the input."""
+        slopes, pushes = {}, {}
+        for source, values, columns in self.columns():
+            places = [place for place, argument in self.kinks.items() if argument == source]
+            free = domains.sign[:, columns] == 0
+            for place in places:
+                base = _planes(planes, place).low_slope
+                flat = base.flatten(1)
+                chosen = torch.where(free, domains.slope[:, columns], flat[:, values])
+                slopes[place] = flat.index_copy(1, values, chosen).view_as(base)
+            push = -domains.sign[:, columns] * domains.push[:, columns]
+            pushes[places[0]] = torch.zeros_like(flat).index_copy(1, values, push).view_as(base)
+        owner = torch.arange(len(domains), device=domains.low.device)
+        queries = {self.problem.last: self.problem.queries[domains.rival]}
+        reached, constant = pull(self.problem.graph, queries, owner, Relaxation(planes, slopes, pushes))
+        a = reached[0] if 0 in reached else self.problem.ball.x.new_zeros(len(domains), *self.problem.ball.x.shape[1:])
+        return least({0: a}, constant, owner, self._balls(len(domains))), a
+
+    def _balls(self, count: int) -> Ball:
+        return self.problem.ball.take(torch.zeros(count, dtype=torch.long, device=self.problem.y.device))
+
+    def insight(self, domains: Domains) -> Insight:
+        """Return where the bounds are attained, and which kinks they suffer from."""
+        planes = self.relaxed(domains)
+        with torch.enable_grad():
+            above = {place: _planes(planes, place).high.clone().requires_grad_() for place in self.kinks}
+            watched = {place: replace(_planes(planes, place), high=high) for place, high in above.items()}
+            low, a = self._low(domains, {**planes, **watched})
+            grads = torch.autograd.grad(low.sum(), list(above.values()), allow_unused=True) if above else ()
+        gap = torch.zeros_like(domains.slope)
+        for (place, high), grad in zip(above.items(), grads, strict=True):
+            if grad is not None:
+                columns, values = next((at, of) for source, of, at in self.columns() if source == self.kinks[place])
+                gap[:, columns] -= (grad * high.detach()).flatten(1)[:, values]
+        owner = torch.arange(len(domains), device=domains.low.device)
+        point = self._balls(len(domains)).minimiser(a.detach(), owner)
+        return Insight(point, torch.where(domains.sign == 0, gap, -1.0))
+
+
+def _planes(planes: dict[int, AnyPlanes], place: int) -> Planes:
+    found = planes[place]
+    assert isinstance(found, Planes)
+    return found
+
+
+def _update(domains: Domains, rows: Tensor, found: Domains) -> Domains:
+    return replace(
+        domains,
+        slope=domains.slope.index_copy(0, rows, found.slope),
+        push=domains.push.index_copy(0, rows, found.push),
+        low=domains.low.index_copy(0, rows, found.low),
+    )

@@ -1,0 +1,72 @@
+"""Branch and bound."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from robusteval.bounds.branch import Limits, decide
+from robusteval.bounds.domains import Tree
+from robusteval.bounds.interval import Bounds
+from robusteval.bounds.margins import Problem
+from robusteval.certifiers._margins import enough, judged
+from robusteval.certifiers.alpha_crown import AlphaCrown
+from robusteval.rng import SampleRng
+from robusteval.threat import ThreatModel
+from robusteval.verdict import Certificate
+
+
+@dataclass(frozen=True)
+class BaB(AlphaCrown):
+    """beta-CROWN (Wang et al. 2021, arXiv 2103.06624): what alpha-CROWN leaves open is split along its ReLUs.
+
+    Ends in a proof, or in a counter-example, which the harness confirms like any attack's; or gives a sample up
+    after ``domains`` subproblems or ``seconds`` (0: no such limit; the time alone makes an outcome depend on the
+    machine, and only whether it is open). ``batch`` subproblems are split at once, at the best of ``tries`` places,
+    and bounded in ``split_steps`` of ascent. ``memory`` is what the largest step may take, in MiB.
+    """
+
+    domains: int = 20000
+    seconds: float = 60.0
+    batch: int = 64
+    tries: int = 3
+    split_steps: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.domains, self.batch, self.tries, self.split_steps) < 1 or self.seconds < 0:
+            raise ValueError("branch and bound needs domains, batch, tries, split_steps >= 1 and seconds >= 0")
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
+    ) -> list[Certificate]:
+        """Return a proof, a counter-example within eps, or a reason per input."""
+        found = super().__call__(model, x, y, threat, rng)
+        return [
+            one
+            if one.counterexample is None
+            else replace(one, counterexample=threat.hold(clean[None], one.counterexample[None])[0])
+            for clean, one in zip(x, found, strict=True)
+        ]
+
+    def certificates(self, problem: Problem) -> list[Certificate]:
+        """Return a proof, a counter-example or a reason per sample of ``problem``."""
+        margins, bounds = self.bounds(problem)
+        first = judged(problem, margins)
+        return [one if one.proved else self._search(problem, margins, bounds, row) for row, one in enumerate(first)]
+
+    def _search(self, problem: Problem, margins: Tensor, bounds: list[Bounds], row: int) -> Certificate:
+        one = torch.tensor([row], device=problem.y.device)
+        own = replace(problem, ball=problem.ball.take(one), y=problem.y[one])
+        tree = Tree(own, [(low[one], high[one]) for low, high in bounds], self.split_steps)
+        threshold, margin = float(enough(own)), margins[row]
+        rivals = (~(margin > threshold)).nonzero().squeeze(1)
+        limits = Limits(self.domains, self.seconds or torch.inf)
+        outcome = decide(tree, tree.roots(rivals, margin[rivals]), threshold, limits, self.batch, self.tries)
+        if outcome.point is None:
+            return Certificate(outcome.proved, outcome.reason)
+        return Certificate(
+            False, "branch and bound found an error that float32 does not confirm", outcome.point.float()
+        )

@@ -1,0 +1,198 @@
+"""Branch and bound: sound on every part of a ball, complete on small networks, and believed by nobody."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from test_bounds import all_margins, between, drawn, exact_margins, random_ball, random_net, relu_net
+from test_certifiers import DISTANCE, at_distance, centre, planted
+from test_judge import THREAT, samples
+from torch import Tensor, nn
+
+from robusteval.attacks.pgd import PGD
+from robusteval.bounds.ball import Ball
+from robusteval.bounds.domains import Domains, Tree
+from robusteval.bounds.graph import trace
+from robusteval.bounds.leaf import settled
+from robusteval.bounds.margins import Problem, tightened
+from robusteval.certifiers.bab import BaB
+from robusteval.evaluation.judge import judge
+from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.suite import Stage
+from robusteval.rng import SampleRng
+from robusteval.threat import Norm, ThreatModel
+from robusteval.verdict import Certificate, Verdict
+
+RNG = SampleRng(0, tuple(range(100)), 0)
+
+
+def tree_of(net: nn.Module, ball: Ball, y: Tensor) -> Tree:
+    """Return the tree of a ball around one sample."""
+    problem = Problem(trace(net, ball.x.clone()), ball, y)
+    with torch.no_grad():
+        return Tree(problem, tightened(problem))
+
+
+def around(tree: Tree, point: Tensor, shares: Tensor) -> Domains:
+    """Return domains that hold ``point`` (*shape), for the first rival: each fixes one of ``shares`` (D,) of the signs.
+
+    Slopes and multipliers are drawn.
+    """
+    values = tree.problem.graph.values(point[None])
+    sides = torch.cat([values[source].flatten()[at].sign() for source, at, _ in tree.columns()])
+    drawn_ = torch.rand(len(shares), tree.size, dtype=torch.float64)
+    sign = torch.where(drawn_ < shares[:, None], sides, 0.0).to(torch.int8)
+    leaks = [node.op.leak for node in tree.problem.graph.nodes if hasattr(node.op, "leak")]
+    low = max(leak for leak in leaks if leak is not None)
+    slope = low + (1 - low) * torch.rand_like(drawn_)
+    push = torch.rand_like(drawn_) * 10 ** torch.empty(len(shares), 1).uniform_(-3, 1)
+    rival = torch.zeros(len(shares), dtype=torch.long)
+    return Domains(rival, sign, slope, push, torch.full((len(shares),), -math.inf, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_bounds_hold_on_every_part_of_a_ball(seed: int) -> None:
+    """Whatever the slopes and multipliers, before and after they are improved."""
+    _, net, x = random_net(seed)
+    with torch.no_grad():
+        y = net(x.clone()).argmax(1)[:1]
+    tree = tree_of(net, random_ball(seed, x).take(torch.tensor([0])), y)
+    if not tree.size:
+        return
+    shares, points = torch.tensor([0.0, 0.3, 0.7, 1.0]), tree.problem.ball.x[0] + drawn(tree.problem.ball, 6)[:, 0]
+    for point in points:
+        domains = around(tree, point, shares)
+        with torch.no_grad():
+            margin = all_margins(tree.problem.graph, point[None, None], y)[0, 0, 0]
+            first, better = tree.low(domains), tree.bounded(domains, math.inf, steps=4).low
+            last = settled(tree, domains.take(slice(3, 4)), 1e-6)[0].low
+        for low in (first, better, last):
+            assert between(low, margin.expand_as(low), torch.full_like(low, math.inf)), (low - margin).max()
+        assert (better >= first).all()
+
+
+def test_sixty_random_networks_have_kinks_to_split() -> None:
+    nets = (random_net(seed) for seed in range(60))
+    assert sum(any("ReLU" in type(part).__name__ for part in net.modules()) for _, net, _ in nets) > 30
+
+
+def test_halves_differ_in_one_sign_and_keep_the_rest() -> None:
+    net, x = relu_net(0)
+    tree = tree_of(net, Ball.around(x[:1], Norm.LINF, 0.3), torch.zeros(1, dtype=torch.long))
+    parents = tree.roots(torch.tensor([0, 1]), torch.zeros(2, dtype=torch.float64))
+    halves = parents.split(torch.tensor([0, 2]))
+    assert halves.rival.tolist() == [0, 1, 0, 1]
+    assert halves.sign[:, [0, 2]].tolist() == [[1, 0], [0, 1], [-1, 0], [0, -1]]
+    assert halves.sign.abs().sum() == 4
+
+
+def verdict_of(certificate: Certificate, net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel) -> str:
+    """Return what a certificate says; a counter-example must hold."""
+    if certificate.counterexample is None:
+        return "proved" if certificate.proved else "open"
+    x_adv = certificate.counterexample[None]
+    assert x_adv.dtype is torch.float32
+    assert threat.contains(x, x_adv).all()
+    with torch.no_grad():
+        assert net(x_adv).argmax(1).tolist() != y.tolist()
+    return "refuted"
+
+
+def small(seed: int) -> tuple[nn.Module, Tensor, Tensor, ThreatModel]:
+    """Return a network, two inputs, their predictions and a ball in which one in five is not robust."""
+    net, x = relu_net(seed)
+    net, x = net.float(), x.float()
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    return (
+        net,
+        x,
+        y,
+        ThreatModel.parse(*(("Linf", "0.2"), ("L1", "1.5"), ("Linf", "0.3"), ("L1", "2"))[seed // 2 % 4]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_small_networks_are_decided_as_exact_verification_says(seed: int) -> None:
+    net, x, y, threat = small(seed)
+    found = BaB(tries=1 + seed % 3, batch=1 + seed % 5)(net, x, y, threat, RNG)
+    said = [verdict_of(one, net, x[i : i + 1], y[i : i + 1], threat) for i, one in enumerate(found)]
+    ball, exact = Ball.around(x.double(), threat.norm, threat.radius), net.double()
+    least = [min(exact_margins(exact, ball, i, int(y[i]))) for i in range(len(x))]
+    assert said == ["proved" if margin > 0 else "refuted" for margin in least], least
+
+
+def test_the_exact_cases_are_of_both_kinds_and_need_splits() -> None:
+    proved, split = [], 0
+    for seed in range(24):
+        *problem, threat = small(seed)
+        proved += [one.proved for one in BaB()(*problem, threat, RNG)]
+        split += sum("subproblems" in one.reason for one in BaB(domains=1)(*problem, threat, RNG))
+    assert proved.count(False) >= 8
+    assert split >= 8
+
+
+@pytest.mark.parametrize(("norm", "factor"), product(DISTANCE, [0.999, 1.0001, 1.01, 1.2, 2.0]))
+def test_the_planted_counter_example_is_found(norm: str, factor: float) -> None:
+    (x, y), net, threat = centre(), planted(), at_distance(norm, factor)
+    (certificate,) = BaB()(net, x, y, threat, RNG)
+    assert verdict_of(certificate, net, x, y, threat) == ("proved" if factor < 1 else "refuted")
+    stages = [Stage("pgd", "attack", PGD(steps=50, restarts=5)), Stage("bab", "certifier", BaB())]
+    judged = judge(Probe(net, 100), x, y, torch.arange(1), threat, stages, SampleRng(0, (0,), 0))
+    (row,) = judged.rows
+    assert (row.stage, row.verdict) == ("bab", Verdict.CERTIFIED if factor < 1 else Verdict.BROKEN)
+    assert (judged.stages[1].closed, judged.stages[1].broken) == (1, int(factor > 1))
+    assert bool(judged.witnesses) is (factor > 1)
+
+
+def test_limits_are_reasons() -> None:
+    (x, y), net, threat = centre(), planted(), at_distance("Linf", 1.2)
+    for limit, reason in (({"domains": 1}, "out of subproblems"), ({"seconds": 1e-9}, "out of seconds")):
+        (certificate,) = BaB(**limit)(net, x, y, threat, RNG)
+        assert not certificate.proved
+        assert certificate.counterexample is None
+        assert certificate.reason.startswith(reason)
+
+
+class Claim:
+    """A certifier that claims counter-examples."""
+
+    def __init__(self, shift: float) -> None:
+        self.shift = shift
+
+    def supports(self, threat: ThreatModel) -> bool:
+        return True
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
+    ) -> list[Certificate]:
+        moved = (x + self.shift).clamp(0, 1)
+        return [Certificate(False, "claimed", one if i % 2 else None) for i, one in enumerate(moved)]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.9, math.nan])
+def test_counter_examples_that_do_not_hold_are_not_believed(shift: float) -> None:
+    model, x, y = samples()
+    rng = SampleRng(0, tuple(range(len(x))), 0)
+    stage = Stage("claim", "certifier", Claim(shift))
+    judged = judge(Probe(model, 100), x, y, torch.arange(len(x)), THREAT, [stage], rng)
+    assert not judged.witnesses
+    reasons = {row.reason for row in judged.rows if row.verdict is Verdict.UNKNOWN}
+    assert reasons == {"claim: claimed"}
+    assert judged.stages[0].broken == 0
+    assert (judged.stages[0].rejected + judged.stages[0].non_finite > 0) is (shift != 0)
+
+
+def test_each_of_several_rivals_is_decided() -> None:
+    """A proof of all margins but one is none."""
+    net, x = relu_net(2)
+    tree = tree_of(net, Ball.around(x[:1], Norm.LINF, 0.3), net(x[:1]).argmax(1))
+    low = tree.roots(torch.tensor([0, 1]), torch.tensor([-1.0, -1.0], dtype=torch.float64))
+    again = replace(low, rival=torch.tensor([1, 0]))
+    first, second = tree.bounded(low, math.inf).low, tree.bounded(again, math.inf).low
+    assert torch.allclose(first, second.flip(0), atol=1e-9)
+    assert not torch.allclose(first[0], first[1], atol=1e-3)
