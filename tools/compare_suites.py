@@ -19,55 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from _nets import cifar10, cifar_cnn_a_adv, fashion_mnist, fashion_mnist_wk, resnet2b
 from _study import ROOT, cached, publish, table, versions
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import prepare
 from robusteval.evaluation.run import evaluate
-from robusteval.models.base import Classifier, LoadedModel
+from robusteval.models.base import LoadedModel
 from robusteval.runs import RunDir
 from robusteval.verdict import Verdict
 
 SAMPLES = 200
 SUITES = {"standard": "standard", "foolbox": "foolbox", "own": str(ROOT / "tools" / "own_suite.toml")}
-CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
 HEADER = ("net", "clean", "standard", "foolbox", "own", "union", "union - standard, points", "seconds")
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(width, out, 3, stride, 1), nn.Conv2d(out, out, 3, 1, 1)
-        self.shortcut = nn.Sequential(*([nn.Conv2d(width, out, 1, stride)] if stride > 1 else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return relu(conv(relu(conv(x))) + shortcut(x))."""
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class Resnet2b(nn.Module):
-    """The residual net `resnet2b` of VNN-COMP 2021 for normalised CIFAR-10 images (N, 3, 32, 32)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1)
-        self.layer1 = nn.Sequential(_Block(8, 16, 2), _Block(16, 16, 1))
-        self.linear1, self.linear2 = nn.Linear(1024, 100), nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (N, 10)."""
-        return self.linear2(F.relu(self.linear1(self.layer1(F.relu(self.conv1(x))).flatten(1))))
-
-
-def resnet2b(path: Path) -> LoadedModel:
-    """Load the published weights."""
-    net = Resnet2b()
-    net.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["state_dict"])
-    module = Classifier(net, CIFAR10["mean"], CIFAR10["std"]).eval()
-    return LoadedModel(module, "resnet2b", str(path), "resnet2b", 10, (3, 32, 32))
 
 
 @dataclass(frozen=True)
@@ -81,17 +45,13 @@ class Case:
 
 def cases(data: Path, keep: Path) -> list[Case]:
     """Return what is compared."""
-    small, linf = {"architecture": {"name": "small_cnn"}}, {"norm": "Linf"}
-    fashion = {"dataset": "fashion_mnist", "data_dir": str(data / "fashion-mnist")}
-    cifar = {"dataset": "cifar10", "data_dir": str(data), "eps": "2/255", **linf}
-    models = data / "models"
-    wk = {**small, **fashion, "model": str(models / "fashion_mnist_wk.pth")}
-    cnn_a = {**small, **cifar, **CIFAR10, "model": str(models / "cifar_cnn_a_adv.model")}
-    sovr = {**fashion, **linf, "eps": "0.1", "model": str(trained(data, keep / "sovr"))}
+    linf = {"norm": "Linf", "eps": "0.1"}
+    wk = fashion_mnist_wk(data)
+    sovr = {**fashion_mnist(data), **linf, "model": str(trained(data, keep / "sovr"))}
     return [
-        Case("fashion_mnist_wk, Fashion-MNIST, Linf 0.1", {**wk, **linf, "eps": "0.1"}),
-        Case("cifar_cnn_a_adv, CIFAR-10 (JPEG), Linf 2/255", cnn_a),
-        Case("resnet2b, CIFAR-10 (JPEG), Linf 2/255", cifar, resnet2b(models / "resnet2b.pth")),
+        Case("fashion_mnist_wk, Fashion-MNIST, Linf 0.1", {**wk, **linf}),
+        Case("cifar_cnn_a_adv, CIFAR-10 (JPEG), Linf 2/255", cifar_cnn_a_adv(data)),
+        Case("resnet2b, CIFAR-10 (JPEG), Linf 2/255", cifar10(data), resnet2b(data / "models" / "resnet2b.pth")),
         Case("SOVR small_cnn, Fashion-MNIST, Linf 0.1", sovr),
         Case("fashion_mnist_wk, Fashion-MNIST, L2 1", {**wk, "norm": "L2", "eps": "1"}),
     ]
