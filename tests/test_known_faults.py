@@ -17,7 +17,7 @@ import pytest
 import torch
 from test_apgd_square import THREATS, linear
 from test_cli_evaluate import folder_of_images
-from test_closed_forms import CASES, Case, Grade, affine, problem, run
+from test_closed_forms import CASES, FACTORS, Case, affine, problem, run
 from test_evaluation import in_memory
 from test_foolbox import Flat, Precise, broken, distance, inputs, odd_one, raw, rng, threat, wrap
 from test_foolbox import linear as two_classes
@@ -317,7 +317,7 @@ def test_every_stage_takes_double_precision_logits(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [*SUITE[:3], *OURS], ids=lambda case: case.name)
 def test_a_caller_that_wants_no_gradients_changes_nothing(case: Case) -> None:
-    it = problem(case.norm, Grade(), 3, (3, 4, 4))
+    it = problem(case.norm, 2, FACTORS[:3], (3, 4, 4))
     expected = run(case, it)
     with torch.no_grad():
         assert torch.equal(run(case, it), expected)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from robusteval.attacks._loose import loose_note
 from robusteval.errors import UsageError
+from robusteval.evaluation.aftermath import _loose_alone
 from robusteval.evaluation.suite import Suite, load_suite
+from robusteval.suites import describe_suites
 from robusteval.threat import ThreatModel
 
 LINF = ThreatModel.parse("Linf", "0.1")
@@ -60,3 +63,27 @@ def test_a_suite_without_stages_is_refused(tmp_path: Path) -> None:
     empty.write_text('title = "nothing"\n')
     with pytest.raises(UsageError, match="no stage"):
         load_suite(str(empty), LINF)
+
+
+LOOSE = {"apgd": "L1", "score": ("L2", "L1"), "decision": ("Linf", "L1", "L0"), "foolbox": "L0", "full": "L0"}
+"""Suites and norms for which they hold loose attacks only."""
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0"])
+@pytest.mark.parametrize("name", sorted(describe_suites()))
+def test_loose_attacks_have_company_or_the_suite_and_the_report_say_so(name: str, norm: str) -> None:
+    threat = ThreatModel.parse(norm, "1")
+    try:
+        suite = load_suite(name, threat)
+    except UsageError:
+        pytest.skip("no stage for the norm")
+    findings = list(_loose_alone(suite, threat.norm))
+    assert bool(findings) == (norm in LOOSE.get(name, ()))
+    assert not findings or "verstates robustness" in describe_suites()[name]
+    assert all(spec.name in findings[0].message for spec in suite.specs if findings)
+
+
+def test_the_list_names_what_is_loose() -> None:
+    assert loose_note("square") == "Loose, never enough alone: L2, L1."
+    assert "L1 apgd-ce, apgd-dlr, apgd-t" in loose_note("autoattack")
+    assert loose_note("apgd") == ""

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from robusteval.attacks._foolbox_classes import Float32, descends, takes_start
 from robusteval.attacks._foolbox_starts import starting_point
 from robusteval.attacks._losses import margin_loss
+from robusteval.attacks._minimal import misclassified
 from robusteval.rng import SampleRng, derive_seed, generator, seeded
 from robusteval.threat import Norm, ThreatModel
 
 BEYOND = 1.005
-"""How far a smallest perturbation is stretched, within eps: on the boundary the next evaluation may round otherwise."""
+"""How far a smallest perturbation that is on the boundary is stretched, within eps, as rounding might decide there."""
 
 OVERSHOOT = 1.0001
 """How far FMN steps in terms of its distance from the boundary; less than its steps back, which end at 0.1 %."""
@@ -74,11 +75,17 @@ class Run:
         return held if fixed else self._beyond(x, y, held)
 
     def _beyond(self, x: Tensor, y: Tensor, found: Tensor) -> Tensor:
-        """Move the candidates on, away from the input, unless that makes them right."""
+        """Move the candidates on, away from the input, where rounding may decide and unless that makes them right.
+
+        The others stay where they are: at a smaller eps of a curve their own distance decides.
+        """
         further = _held(x, (x + BEYOND * (found - x)).clamp(0.0, 1.0), self.threat)
         usable = further.flatten(1).isfinite().all(1)
         with torch.no_grad():
-            usable &= self.model(torch.where(usable.view(-1, 1, 1, 1), further, x)).argmax(1) != y
+            near = found.flatten(1).isfinite().all(1)
+            usable &= ~misclassified(self.model(torch.where(near.view(-1, 1, 1, 1), found, x)), y)
+            if usable.any():
+                usable &= self.model(torch.where(usable.view(-1, 1, 1, 1), further, x)).argmax(1) != y
         return torch.where(usable.view(-1, 1, 1, 1), further, found)
 
     def _starts(self, attack: Any, x: Tensor, y: Tensor, rng: SampleRng) -> Tensor:

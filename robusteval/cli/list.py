@@ -22,12 +22,16 @@ KINDS = {
 
 
 def _describe(kind: str) -> dict[str, str]:
+    from robusteval.attacks._loose import loose_note
     from robusteval.catalog import Catalog
     from robusteval.suites import describe_suites
     from robusteval.training.recipes import describe_recipes
 
     data = {"suites": describe_suites, "recipes": describe_recipes}
-    return data[kind]() if kind in data else Catalog(*KINDS[kind]).describe()
+    found = data[kind]() if kind in data else Catalog(*KINDS[kind]).describe()
+    if kind == "attacks":
+        found = {name: f"{summary} {loose_note(name)}".strip() for name, summary in found.items()}
+    return found
 
 
 @click.command("list")

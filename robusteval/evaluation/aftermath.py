@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from robusteval.attacks._loose import looseness
 from robusteval.evaluation.flags import square_check
 from robusteval.evaluation.suite import Stage, Suite, is_gradient_free
 from robusteval.report import Finding, Origin, Results, Severity, StageResult
+from robusteval.threat import Norm
 
 LIBRARIES: Mapping[str, Origin] = {"autoattack": "autoattack", "foolbox": "foolbox"}
 """Plug-in -> whose word its warnings are."""
@@ -16,9 +18,9 @@ FEW = 0.05
 
 
 def aftermath(
-    results: Results, done: Sequence[StageResult], broken: Mapping[str, int], suite: Suite, classes: int
+    results: Results, done: Sequence[StageResult], broken: Mapping[str, int], suite: Suite, classes: int, norm: Norm
 ) -> Iterator[Finding]:
-    """Yield findings on a run over ``classes`` classes whose stages did what ``done`` says.
+    """Yield findings on a run over ``classes`` classes in ``norm`` whose stages did what ``done`` says.
 
     ``results`` and ``broken``, stage -> samples broken, are those at the run's own eps.
     """
@@ -35,6 +37,7 @@ def aftermath(
             yield Finding(name=turn.name, severity="warning", origin=origin, message=text, advice="")
         yield from _oddities(turn)
     yield from _without_gradients(done, broken, suite.stages())
+    yield from _loose_alone(suite, norm)
 
 
 def _stage(turn: StageResult) -> str:
@@ -79,6 +82,16 @@ def _without_gradients(
             message = f"{turn.name} broke {broke} of {turn.entered} samples that gradient attacks had left."
             advice = "Gradients are probably masked, so the accuracy is an upper bound that adaptive attacks may lower."
             yield _finding("black-box-beats-white-box", "warning", message, advice)
+
+
+def _loose_alone(suite: Suite, norm: Norm) -> Iterator[Finding]:
+    """Yield a finding where every attack is one that `quarantine.toml` calls loose."""
+    attacks = [spec for spec in suite.specs if spec.kind == "attack"]
+    if attacks and all(looseness(spec.plugin, spec.params, norm) for spec in attacks):
+        names = ", ".join(spec.name for spec in attacks)
+        message = f"Each attack of the suite is known to miss adversarial inputs well within {norm.value} eps: {names}."
+        advice = "The true accuracy may be far lower; attacks/quarantine.toml says why. Add others where you can."
+        yield _finding("loose-attacks-alone", "warning", message, advice)
 
 
 def _finding(name: str, severity: Severity, message: str, advice: str) -> Finding:

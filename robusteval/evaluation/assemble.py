@@ -56,7 +56,10 @@ def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], 
     points = curve(rows, plan.budgets, plan.suite.certifying)
     adaptations = [text for stage in stages for text in stage.adaptations]
     broken = broken_at(plan.threat.label, stages, points)
-    findings = [*findings, *aftermath(results, stages, broken, plan.suite, plan.split.info.num_classes)]
+    findings = [
+        *findings,
+        *aftermath(results, stages, broken, plan.suite, plan.split.info.num_classes, plan.threat.norm),
+    ]
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
     with deterministic(threads=1):  # as the chunks were judged
