@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
-from test_bounds import all_margins, between, drawn, exact_margins, random_ball, random_net, relu_net
+from test_bounds import affine_parts, all_margins, between, drawn, exact_margins, random_ball, random_net, relu_net
 from test_certifiers import DISTANCE, at_distance, centre, planted
 from test_judge import THREAT, samples
 from torch import Tensor, nn
@@ -196,3 +197,54 @@ def test_each_of_several_rivals_is_decided() -> None:
     first, second = tree.bounded(low, math.inf).low, tree.bounded(again, math.inf).low
     assert torch.allclose(first, second.flip(0), atol=1e-9)
     assert not torch.allclose(first[0], first[1], atol=1e-3)
+
+
+def equation(empty: Any, terms: list[tuple[float, int]], scalar: float) -> Any:
+    for factor, variable in terms:
+        empty.addAddend(factor, variable)
+    empty.setScalar(scalar)
+    return empty
+
+
+def marabou_says(net: nn.Sequential, ball: Ball, y: int) -> list[str]:
+    """Ask Marabou (Wu et al. 2024, arXiv 2401.14461), per rival, whether its logit can reach that of ``y``."""
+    core = pytest.importorskip("maraboupy.MarabouCore", reason="maraboupy is not installed")
+    said = []
+    parts = affine_parts(net, tuple(ball.x.shape[1:]))
+    for rival in (k for k in range(len(parts[-1][1])) if k != y):
+        query, last = core.InputQuery(), list(range(ball.x[0].numel()))
+        query.setNumberOfVariables(len(last) + sum(2 * len(bias) for _, bias in parts[:-1]) + len(parts[-1][1]))
+        for variable, low, high in zip(last, *(bound.flatten().tolist() for bound in ball.box), strict=True):
+            query.setLowerBound(variable, low)
+            query.setUpperBound(variable, high)
+            query.markInputVariable(variable, variable)
+        free = len(last)
+        for number, (weight, bias) in enumerate(parts):
+            values = list(range(free, free + len(bias)))
+            for row, value in enumerate(values):
+                terms = [*zip(weight[row].tolist(), last, strict=True), (-1.0, value)]
+                query.addEquation(equation(core.Equation(), terms, -float(bias[row])))
+            free, last = free + len(bias), values
+            if number < len(parts) - 1:
+                last = list(range(free, free + len(bias)))
+                for value, positive in zip(values, last, strict=True):
+                    core.addReluConstraint(query, value, positive)
+                free += len(bias)
+        wins = core.Equation(core.Equation.EquationType.GE)
+        query.addEquation(equation(wins, [(1.0, last[rival]), (-1.0, last[y])], 0.0))
+        options = core.Options()
+        options._verbosity = 0
+        said.append(core.solve(query, options, "")[0])
+    return said
+
+
+@pytest.mark.parametrize("seed", [seed for seed in range(24) if seed % 4 < 2])
+def test_marabou_agrees(seed: int) -> None:
+    """Linf alone: Marabou knows boxes."""
+    net, x, y, threat = small(seed)
+    found = BaB()(net, x, y, threat, RNG)
+    ball = Ball.around(x.double(), threat.norm, threat.radius)
+    for i, certificate in enumerate(found):
+        said = marabou_says(net.double(), ball.take(torch.tensor([i])), int(y[i]))
+        assert set(said) <= {"sat", "unsat"}
+        assert certificate.proved is (set(said) == {"unsat"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusteval.bounds.interval import intervals
+from robusteval.bounds.first import enclosed
 from robusteval.bounds.margins import Problem, interval_margins, linear_margins
 from robusteval.certifiers._margins import ByBounds
 
@@ -26,5 +26,5 @@ class CrownIBP(ByBounds):
 
 def mixed_bound(problem: Problem) -> Tensor:
     """Return the larger of the margins (N, K - 1) from intervals and from a pass backwards on them."""
-    bounds = intervals(problem.graph, problem.ball)
+    bounds = enclosed(problem)
     return torch.maximum(interval_margins(problem, bounds), linear_margins(problem, bounds))

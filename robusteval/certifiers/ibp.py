@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robusteval.bounds.interval import intervals
+from robusteval.bounds.first import enclosed
 from robusteval.bounds.margins import Problem, interval_margins
 from robusteval.certifiers._margins import ByBounds
 
@@ -25,4 +25,4 @@ class IBP(ByBounds):
 
 def interval_bound(problem: Problem) -> Tensor:
     """Return margins (N, K - 1) from intervals alone."""
-    return interval_margins(problem, intervals(problem.graph, problem.ball))
+    return interval_margins(problem, enclosed(problem))
