@@ -20,8 +20,8 @@ from ._checks import require_fraction, require_positive, require_weight
 KNEE, POWER = 0.25, 4
 """The ramp grows as a power up to this fraction of it, then linearly, with no jump in its slope."""
 
-SMALLEST = 1e-6
-"""The radius that bounds are regularised at while the ball is still a point, in pixel units."""
+SMALLEST = 1e-5
+"""The radius, in pixel units, below which a ball is taken for a point: float32 would round the width of its bounds."""
 
 TOLERANCE = 0.5
 """The ratio that regularised bounds are asked for: tau of Shi et al."""
@@ -29,11 +29,11 @@ TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class Bounded:
-    """Losses (N,), logits (N, K) for the training accuracy, and the region whose bounds were used."""
+    """Losses (N,), logits (N, K) for the training accuracy, and the region whose bounds were used, if any."""
 
     values: Tensor
     logits: Tensor
-    region: Region
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,14 @@ class Ramped:
         """Return the loss of one batch; its training accuracy is that on clean inputs until the ball has a size."""
         clean, reached = ctx.model(ctx.x), smooth(ctx.progress, self.warmup, self.ramp)
         radius = self.scale * reached * ctx.threat.radius
-        found = self.robust(ctx, clean, radius, reached) if radius else self._begin(ctx, clean)
+        begun = radius >= SMALLEST
+        found = self.robust(ctx, clean, radius, reached) if begun else Bounded(ctx.fit(clean), clean)
         value = found.values.mean()
         if self.regularisation and reached < 1:
-            value = value + self.regularisation * (1 - reached) * _looseness(ctx, found.region)
+            value = value + self.regularisation * (1 - reached) * _looseness(ctx, found.region or ctx.bounds(SMALLEST))
         if self.l1:
             value = value + self.l1 * _size(ctx.model)
         return Loss(value, found.logits, {"reached": reached})
-
-    def _begin(self, ctx: StepContext, clean: Tensor) -> Bounded:
-        return Bounded(ctx.fit(clean), clean, ctx.bounds(SMALLEST))
 
     def robust(self, ctx: StepContext, clean: Tensor, radius: float, reached: float) -> Bounded:
         """Return the losses on balls of ``radius``.
@@ -110,7 +108,7 @@ def _looseness(ctx: StepContext, region: Region) -> Tensor:
     """Return what Shi et al. 2021 (arXiv 2103.17268) penalise, the mean over activations of their two terms.
 
     relu(1 - r / tau) for r the mean width of bounds before the first layer over that at the activation, and for each
-    of two ratios of active to inactive values, of means and of variances, the smaller way round.
+    of two ratios of active to inactive values, of sums and of squared deviations, the smaller way round.
     """
     if ctx.share.size > 1:
         raise UsageError("regularisation compares values over the whole batch; train in one process, or set it to 0.")
@@ -119,8 +117,7 @@ def _looseness(ctx: StepContext, region: Region) -> Tensor:
     if not before:
         return region.by_intervals.new_zeros(())
     first = next((node.inputs[0] for node in nodes if isinstance(node.op, Affine) and node.op.mixing), 0)
-    ratios = [_width(bounds[first]) / _width(each) for each in before]
-    ratios += [ratio for each in before for ratio in _balance(each)]
+    ratios = [ratio for each in before for ratio in _ratios(_width(bounds[first]), each)]
     return torch.stack([F.relu(1 - ratio / TOLERANCE) for ratio in ratios]).sum() / len(before)
 
 
@@ -129,11 +126,15 @@ def _width(bounds: Bounds) -> Tensor:
     return ((high - low) / 2).mean()
 
 
-def _balance(bounds: Bounds) -> list[Tensor]:
-    """Return the ratios of active to inactive values, at most 1; none where one of the two does not exist."""
+def _ratios(first: Tensor, bounds: Bounds) -> list[Tensor]:
+    """Return the ratios at an activation of bounds (N, *shape) that there are, at most 1.
+
+    Without active or without inactive values there is no balance, and bounds without width are tight.
+    """
     low, high = bounds
     centre, active, inactive = (low + high) / 2, low > 0, high < 0
     spread = (centre - centre.mean()).square()
-    pairs = [(centre * active, -centre * inactive), (spread * active, spread * inactive)]
-    sums = [(up.sum(), down.sum()) for up, down in pairs]
-    return [torch.minimum(up / down, down / up) for up, down in sums if up > 0 and down > 0]
+    width = torch.maximum(_width(bounds), first)
+    pairs = [(first, width), ((centre * active).sum(), -(centre * inactive).sum())]
+    pairs.append(((spread * active).sum(), (spread * inactive).sum()))
+    return [torch.minimum(*pair) / torch.maximum(*pair) for pair in pairs if min(pair) > torch.finfo(low.dtype).tiny]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robusteval.training.objective import StepContext
 
-from ._checks import require_fraction, require_steps
+from ._checks import require_fraction, require_positive, require_steps
 from ._ramped import Bounded, Ramped
 
 
@@ -29,6 +29,7 @@ class SABR(Ramped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_positive("lam", self.lam)
         require_fraction("lam", self.lam)
         require_steps("steps", self.steps)
 

@@ -21,9 +21,9 @@ class SmoothAdv:
 
     ``mean_B mean_i CE(z(x' + n_i), y)`` with ``samples`` draws ``n_i`` from ``N(0, sigma^2)`` and ``x'`` ascending
     ``-log mean_i p_y(x' + n_i)`` for the same draws: ``steps`` projected steps of 2 / ``steps`` radii from ``x``,
-    with the attack's mode of BatchNorm. The radius grows linearly to eps up to the fraction ``warmup`` of the training. Noise is
-    in pixel units, before normalisation, and is not clipped; ``x'`` is. The adversary's start, steps and step size do
-    not apply. Meant for L2.
+    with the attack's mode of BatchNorm. The radius grows linearly to eps up to the fraction ``warmup`` of the training.
+    Noise is in pixel units, before normalisation, and is not clipped; ``x'`` is. The adversary's start, steps and step
+    size do not apply. Meant for L2.
 
     Published: 10 steps, warm-up 10 of 150 epochs, sigma 0.25 with eps 1 and 8 draws, 0.5 with eps 2 and 2 draws
     among others. The authors split a batch so that a step sees as many inputs as without draws; here it sees

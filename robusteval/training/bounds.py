@@ -17,6 +17,7 @@ from robusteval.bounds.ball import Ball
 from robusteval.bounds.interval import Bounds, intervals
 from robusteval.bounds.live import LiveTrace, owned, trace_live
 from robusteval.bounds.margins import Problem, interval_margins, linear_margins
+from robusteval.bounds.nodes import UnsupportedError
 from robusteval.errors import UsageError
 
 
@@ -79,7 +80,10 @@ class Traces:
         like = (x.shape[1:], x.dtype, x.device)
         found = self.kept.get(network)
         if found is None or found[0] != like:
-            found = self.kept[network] = (like, trace_live(network, x))
+            try:
+                found = self.kept[network] = (like, trace_live(network, x))
+            except UnsupportedError as error:
+                raise UsageError(f"this network cannot be trained on bounds: {error}.") from error
         return found[1]
 
 

@@ -101,7 +101,7 @@ class StepContext:
 
         They are around ``x`` unless there is a ``centre`` (N, C, H, W), in the norm of the threat model. BatchNorm in
         training mode normalises by the statistics of ``x``, to which gradients flow, and its running ones do not move.
-        Raises `UnsupportedError` for a network that no bound is known for.
+        Raises `UsageError` for a network that no bound is known for.
         """
         ball = Ball.around(self.x if centre is None else centre, self.threat.norm, radius)
         return self.traces.region(self.model, ball, self.y, self.x)
