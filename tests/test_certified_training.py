@@ -82,6 +82,17 @@ def plain() -> nn.Sequential:
     return made(*layers, partial(nn.Linear, 16, 3))
 
 
+class Scaled(nn.Module):
+    """The plain net, its logits times a parameter of each class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.scale = plain(), nn.Parameter(torch.tensor([0.5, 2.0, -1.0], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.scale
+
+
 def images(count: int = 6) -> tuple[Tensor, Tensor]:
     x = torch.rand(count, 1, 8, 8, generator=generator(0, "images"), dtype=torch.float64)
     return x, torch.arange(count) % 3
@@ -99,7 +110,7 @@ def context(model: nn.Module, count: int = 6, dtype: torch.dtype = torch.float64
 
 
 @pytest.mark.parametrize("by", ["by_intervals", "by_planes"])
-@pytest.mark.parametrize("make", [normed, plain])
+@pytest.mark.parametrize("make", [normed, plain, Scaled])
 def test_gradients_of_bounds_agree_with_finite_differences_for_every_parameter(make: Any, by: str) -> None:
     model, step = make(), 1e-6
     ctx = context(model)
