@@ -103,6 +103,10 @@ class ThreatModel:
     def __str__(self) -> str:
         return f"{self.norm.value} {self.label}"
 
+    def resized(self, radius: float) -> ThreatModel:
+        """Return the threat model of another ``radius``, in pixel units; its label is that number."""
+        return ThreatModel(self.norm, Fraction(radius), f"{radius:g}")
+
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return ``||x_adv - x||_p`` per sample, computed in float64. Shapes (N, ...) -> (N,)."""
         delta = _flat(x_adv.double() - x.double())

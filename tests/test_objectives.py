@@ -152,7 +152,12 @@ def test_sovr_does_not_depend_on_the_order_of_the_batch_even_with_ties():
     assert abs(other - value) > 1e-3
 
 
-@pytest.mark.parametrize("name", OBJECTIVES.names())
+NOT_ON_LOGITS = {"consistency", "crown_ibp", "ibp", "mtl_ibp", "sabr", "smoothadv"}
+"""Objectives that want more of a network than a row of logits for each sample: bounds, or several inputs at once. The
+conformance suite tries them on huge logits of a network that has an input."""
+
+
+@pytest.mark.parametrize("name", [name for name in OBJECTIVES.names() if name not in NOT_ON_LOGITS])
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_loss_and_gradient_stay_finite_at_huge_logits(name: str, scale: float):
     logits, y = scale * nn.functional.one_hot(torch.arange(6), 6).float(), torch.arange(6).roll(1)

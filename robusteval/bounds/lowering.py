@@ -7,7 +7,7 @@ its adjoint comes from autograd.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,17 +32,21 @@ from robusteval.bounds.ops import (
 from robusteval.bounds.pooling import MaxPool
 
 
-def lower(traced: fx.GraphModule, dtype: torch.dtype) -> Iterator[Node]:
+def lower(traced: fx.GraphModule, dtype: torch.dtype, given: Sequence[Tensor] = ()) -> Iterator[Node]:
     """Yield what depends on the input of a trace, in order, logits last; what does not becomes constants of ``dtype``.
 
+    The first placeholder is the input, the others are ``given``: what is computed stays attached to their graphs.
     Raises `UnsupportedError` for an operation without a rule.
     """
     places: dict[fx.Node, int] = {}
     constants: dict[fx.Node, Any] = {}
+    values = iter(given)
     for step in traced.graph.nodes:
         if step.op == "get_attr":
-            constants[step] = _precise(getattr(traced, step.target), dtype)
-        elif _writes_back(step):
+            constants[step] = _precise(_detached(getattr(traced, step.target)), dtype)
+        elif step.op == "placeholder" and places:
+            constants[step] = _precise(next(values), dtype)
+        elif _writes_back(step, places):
             continue
         elif step.op == "output":
             _check_output(step.args[0], places)
@@ -56,9 +60,11 @@ def lower(traced: fx.GraphModule, dtype: torch.dtype) -> Iterator[Node]:
             yield node
 
 
-def _writes_back(step: fx.Node) -> bool:
-    """Whether a step only tells the caller's tensor what was done to it in place, which the graph does to a copy."""
-    return step.target is torch.ops.aten.copy_.default and step.args[0].op == "placeholder" and not step.users  # type: ignore[union-attr]
+def _writes_back(step: fx.Node, places: Mapping[fx.Node, int]) -> bool:
+    """Whether a step only tells the input what was done to it in place, which the graph does to a copy."""
+    if step.target is not torch.ops.aten.copy_.default or step.users:
+        return False
+    return step.args[0].op == "placeholder" and step.args[0] in places  # type: ignore[union-attr]
 
 
 def _is_alias(step: fx.Node) -> bool:
@@ -83,12 +89,16 @@ def _constant(step: fx.Node, constants: Mapping[fx.Node, Any]) -> Any:
     return value
 
 
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
 def _precise(value: Any, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     if value.dtype not in (torch.float32, torch.float64):
         raise UnsupportedError(f"unsupported: weights of {value.dtype}")
-    return value.detach().to(dtype)
+    return value.to(dtype)
 
 
 def _node(step: fx.Node, places: Mapping[fx.Node, int], constants: Mapping[fx.Node, Any]) -> Node:
@@ -142,10 +152,12 @@ def _adjoint(call: Call, f: Callable[..., Tensor]) -> Callable[[Tensor, list[tup
     if call[0] in ADJOINTS:
         return ADJOINTS[call[0]](*call[1])
 
+    live = any(isinstance(arg, Tensor) and arg.requires_grad for arg in (*call[1], *call[2].values()))
+
     def adjoint(a: Tensor, shapes: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             zeros = [a.new_zeros(len(a), *shape, requires_grad=True) for shape in shapes]
-            return torch.autograd.grad(f(*zeros), zeros, a, create_graph=a.requires_grad)
+            return torch.autograd.grad(f(*zeros), zeros, a, create_graph=live or a.requires_grad)
 
     return adjoint
 

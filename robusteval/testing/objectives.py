@@ -130,13 +130,20 @@ class _PerSampleAttack:
     ctx: StepContext
 
     def __call__(
-        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+        self,
+        loss: LogitLoss,
+        *,
+        start: Start | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
     ) -> Tensor:
         ctx = self.ctx
-        begin = SampleRng(0, tuple(ctx.ids.tolist()), 0).draw(ctx.threat.sample, ctx.x)
+        threat = ctx.threat if radius is None else ctx.threat.resized(radius)
+        begin = SampleRng(0, tuple(ctx.ids.tolist()), 0).draw(threat.sample, ctx.x)
         with attacked(ctx.model, "eval"):
-            size = step_size or ctx.threat.radius / 4
-            return ascend(lambda point: loss(ctx.model(point)), ctx.x, begin, ctx.threat, steps or 3, size).detach()
+            size = step_size or threat.radius / 4
+            return ascend(lambda point: loss(ctx.model(point)), ctx.x, begin, threat, steps or 3, size).detach()
 
     def logits(self, x: Tensor) -> Tensor:
         return self.ctx.attack.logits(x)

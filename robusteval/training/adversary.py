@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -79,14 +80,22 @@ class BoundAdversary:
     share: Share = ALONE
 
     def __call__(
-        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+        self,
+        loss: LogitLoss,
+        *,
+        start: Start | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
     ) -> Tensor:
         """Return inputs in the ball and the box that ascend ``loss``; no parameter gradient is filled."""
-        begin = self._start(start or self.settings.start)
+        threat = self.threat if radius is None else self.threat.resized(radius)
+        begin = self._start(start or self.settings.start, threat)
         steps = self.settings.steps if steps is None else steps
-        size = self.settings.size(self.threat) if step_size is None else step_size
+        usual = self.settings.size(self.threat) * (threat.radius / self.threat.radius)
+        size = usual if step_size is None else step_size
         with attacked(self.model, self.settings.bn_mode):
-            end = ascend(lambda point: loss(self.model(point)), self.x, begin, self.threat, steps, size)
+            end = ascend(lambda point: loss(self.model(point)), self.x, begin, threat, steps, size)
         return end.detach()
 
     def logits(self, x: Tensor) -> Tensor:
@@ -100,12 +109,13 @@ class BoundAdversary:
         with attacked(self.model, self.settings.bn_mode):
             return search(self.model)
 
-    def _start(self, start: Start) -> Tensor:
+    def _start(self, start: Start, threat: ThreatModel) -> Tensor:
         if start == "none":
             return self.x
-        sampler = self.threat.sample if start == "uniform" else self._gaussian
+        sampler = threat.sample if start == "uniform" else partial(_gaussian, threat)
         return self.share.draw(sampler, self.x, self.rng)
 
-    def _gaussian(self, x: Tensor, rng: torch.Generator) -> Tensor:
-        noise = torch.randn(x.shape, generator=rng, dtype=x.dtype).to(x.device)
-        return self.threat.project(x, x + GAUSSIAN_STD * noise)
+
+def _gaussian(threat: ThreatModel, x: Tensor, rng: torch.Generator) -> Tensor:
+    noise = torch.randn(x.shape, generator=rng, dtype=x.dtype).to(x.device)
+    return threat.project(x, x + GAUSSIAN_STD * noise)

@@ -68,7 +68,13 @@ class Recording:
     tape: list[Any] = field(default_factory=list)
 
     def __call__(
-        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+        self,
+        loss: LogitLoss,
+        *,
+        start: Start | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
     ) -> Tensor:
         """Attack; keep the result and the logits that ``loss`` was called with."""
         seen: list[Tensor] = []
@@ -77,7 +83,7 @@ class Recording:
             seen.append(logits.detach())
             return loss(logits)
 
-        found = self.attack(watched, start=start, steps=steps, step_size=step_size)
+        found = self.attack(watched, start=start, steps=steps, step_size=step_size, radius=radius)
         self.tape.append((found, seen))
         return found
 
@@ -105,7 +111,13 @@ class Replay:
     tape: Iterator[Any]
 
     def __call__(
-        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+        self,
+        loss: LogitLoss,
+        *,
+        start: Start | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
     ) -> Tensor:
         """Return the recorded inputs."""
         found: Tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robusteval.errors import RobustevalError
 from robusteval.models.base import Classifier
 from robusteval.runs import write_atomic
+from robusteval.training.bounds import Traces
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -24,8 +25,12 @@ Row = dict[str, float]
 
 
 def best_row(history: Sequence[Row]) -> Row:
-    """Return the epoch with the highest validation PGD accuracy; of equal ones the best clean one, the earliest."""
-    return max(history, key=lambda row: (row["val_pgd"], row["val_clean"]))
+    """Return the epoch with the highest validation PGD accuracy; of equal ones the best clean one, the earliest.
+
+    Where the objective's adversary grows, only epochs at the largest it reached count: against a small one, accuracy
+    is easily had.
+    """
+    return max(history, key=lambda row: (row.get("train_reached", 1.0), row["val_pgd"], row["val_clean"]))
 
 
 @dataclass
@@ -42,6 +47,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     objective: dict[str, Tensor] = field(default_factory=dict)
     history: list[Row] = field(default_factory=list)
+    traces: Traces = field(default_factory=Traces)
 
     @property
     def epoch(self) -> int:

@@ -15,8 +15,12 @@ EXECUTION_ONLY = frozenset({"data_dir", "download", "device", "threads"})
 
 
 class Optimizer(Settings):
-    """Stochastic gradient descent with momentum; weight decay acts on every parameter."""
+    """Stochastic gradient descent with momentum, or Adam, which takes the rate and the decay alone.
 
+    Weight decay acts on every parameter; Adam's is added to the gradient (Kingma & Ba 2015, arXiv 1412.6980).
+    """
+
+    name: Literal["sgd", "adam"] = "sgd"
     lr: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=5e-4, ge=0, allow_inf_nan=False)
@@ -88,15 +92,17 @@ class TrainConfig(Settings):
     """Everything a training run depends on. ``eps`` None is the dataset's customary one for ``norm``.
 
     ``train_limit`` keeps so many training samples, each class in proportion, after the validation samples were cut
-    off. ``augment`` allows the crops and flips that the dataset declares label-preserving. ``label_smoothing`` acts
-    on the cross-entropy that is descended, not on the one attacks ascend. ``precision`` bfloat16 runs the network
-    under autocast; weights, losses and rankings stay float32, and validation decides in float32.
+    off. ``init`` "ibp" draws the weights for training on interval bounds. ``augment`` allows the crops and flips that
+    the dataset declares label-preserving. ``label_smoothing`` acts on the cross-entropy that is descended, not on the
+    one attacks ascend. ``precision`` bfloat16 runs the network under autocast; weights, losses, bounds and rankings
+    stay float32, and validation decides in float32.
     """
 
     dataset: str = "digits"
     data_dir: str | None = None
     download: bool = False
     model: ModelSpec = ModelSpec()
+    init: Literal["architecture", "ibp"] = "architecture"
     objective: ObjectiveSpec = ObjectiveSpec()
     norm: str = "Linf"
     eps: Budget | None = None

@@ -20,6 +20,7 @@ from robusteval.provenance import deterministic, environment
 from robusteval.runs import CONFIG, RunDir, read_json, write_json
 from robusteval.training.alarms import alarms
 from robusteval.training.checkpoint import CHECKPOINT, Row, TrainState, restore, save
+from robusteval.training.config import Optimizer
 from robusteval.training.epoch import OnEvent, train_epoch
 from robusteval.training.network import Network
 from robusteval.training.parallel import connected
@@ -115,7 +116,7 @@ def begin(plan: Plan) -> TrainState:
     config, model = plan.config, plan.build_model()
     if plan.team.size > 1 and plan.device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]  # not for CPUs
-    optimizer = torch.optim.SGD(model.parameters(), **config.optimizer.model_dump())
+    optimizer = _optimizer(model, config.optimizer)
     network = partial(Network, config=config, compiled=config.compile)
     return TrainState(
         model=model,
@@ -124,6 +125,13 @@ def begin(plan: Plan) -> TrainState:
         proxy=network(copy.deepcopy(model)).train() if config.awp.gamma else None,
         optimizer=optimizer,
     )
+
+
+def _optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    values = settings.model_dump(exclude={"name"})
+    if settings.name == "sgd":
+        return torch.optim.SGD(model.parameters(), **values)
+    return torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
 
 
 def check_smoothing(plan: Plan) -> None:

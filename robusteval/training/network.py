@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from robusteval.training.bounds import Running
 from robusteval.training.config import TrainConfig
 
 
-class Network(nn.Module):
+class Network(Running):
     """``model`` under the run's precision; logits come out in float32, or in float64 where the model is.
 
     With bfloat16 the layers run under autocast, while the weights, the loss, the softmax, rankings and the input

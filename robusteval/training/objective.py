@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robusteval.bounds.ball import Ball
 from robusteval.catalog import Catalog
 from robusteval.threat import ThreatModel
+from robusteval.training.bounds import Region, Traces
 from robusteval.training.share import ALONE, Share
 
 OBJECTIVES = Catalog("objective", "trainers")
@@ -28,12 +30,19 @@ class InnerAttack(Protocol):
     """The inner maximisation, bound to one step's model, inputs, threat model and randomness."""
 
     def __call__(
-        self, loss: LogitLoss, *, start: Start | None = None, steps: int | None = None, step_size: float | None = None
+        self,
+        loss: LogitLoss,
+        *,
+        start: Start | None = None,
+        steps: int | None = None,
+        step_size: float | None = None,
+        radius: float | None = None,
     ) -> Tensor:
         """Return perturbed inputs (N, C, H, W) that ascend ``loss``, detached.
 
         ``loss`` is called once per step, in order, before the step is taken. An argument that is given belongs
-        to the objective's definition and wins over the user's adversary settings; ``step_size`` is in pixel units.
+        to the objective's definition and wins over the user's adversary settings; ``step_size`` and ``radius``, the
+        size of the ball, are in pixel units. The user's step size is for eps, and shrinks or grows with ``radius``.
         """
         ...
 
@@ -57,8 +66,8 @@ class StepContext:
     ``model`` is in training mode; ``x`` is (N, C, H, W) float32 in [0,1], ``y`` (N,) int64, ``ids`` (N,) int64 the
     samples' stable ids, all below ``population``. ``rng`` (a CPU generator) is this step's alone. ``progress`` is
     the fraction of training done, in (0, 1). ``state`` belongs to the objective: tensors it puts there come back in
-    the next step and are checkpointed; it is the only thing an objective may change. An objective that wraps
-    another passes it a `dataclasses.replace`d context.
+    the next step and are checkpointed; it is the only thing an objective may change. ``traces`` is what `bounds`
+    keeps from step to step. An objective that wraps another passes it a `dataclasses.replace`d context.
 
     Where several processes share a batch, ``x``, ``y`` and ``ids`` are this process's rows. The loop averages the
     processes' losses, so a mean over rows needs no care; what compares samples (a ranking, a normalisation) goes
@@ -77,6 +86,7 @@ class StepContext:
     state: dict[str, Tensor] = field(default_factory=dict)
     smoothing: float = 0.0
     share: Share = ALONE
+    traces: Traces = field(default_factory=Traces)
 
     def cross_entropy(self, logits: Tensor) -> Tensor:
         """Return ``-log softmax(z)_y`` per sample: the loss that most inner attacks ascend. (N, K) -> (N,)."""
@@ -85,6 +95,16 @@ class StepContext:
     def fit(self, logits: Tensor) -> Tensor:
         """Return the cross-entropy to descend, per sample: `cross_entropy` with the run's label smoothing."""
         return F.cross_entropy(logits, self.y, reduction="none", label_smoothing=self.smoothing)
+
+    def bounds(self, radius: float, centre: Tensor | None = None) -> Region:
+        """Return what the network can output over balls of ``radius``, in pixel units, cut to [0,1].
+
+        They are around ``x`` unless there is a ``centre`` (N, C, H, W), in the norm of the threat model. BatchNorm in
+        training mode normalises by the statistics of ``x``, to which gradients flow, and its running ones do not move.
+        Raises `UsageError` for a network that no bound is known for.
+        """
+        ball = Ball.around(self.x if centre is None else centre, self.threat.norm, radius)
+        return self.traces.region(self.model, ball, self.y, self.x)
 
     def gather(self, values: Tensor) -> Tensor:
         """Return ``values`` (N, ...) of the whole batch, without a graph: one process's rows after another's."""
@@ -106,7 +126,8 @@ class Loss:
     """What an objective returns.
 
     ``value`` () is to be descended; ``logits`` (N, K) of the inputs trained on give the training accuracy, nothing
-    else; ``metrics`` are figures worth logging, means over the batch.
+    else; ``metrics`` are figures worth logging, means over the batch. One called "reached" is how far the objective's
+    adversary has grown, 1 at the end: the best epoch is one of the largest.
     """
 
     value: Tensor

@@ -15,11 +15,12 @@ from robusteval.errors import UsageError
 from robusteval.models.base import Classifier, check_fit
 from robusteval.models.io import ARCHITECTURES, build_model
 from robusteval.provenance import pick_device
-from robusteval.rng import derive_seed
+from robusteval.rng import derive_seed, generator
 from robusteval.runs import digest
 from robusteval.threat import Norm, ThreatModel
 from robusteval.training.config import TrainConfig
 from robusteval.training.extra import extra_rows, join, refuse_overlap
+from robusteval.training.initialise import ibp_init
 from robusteval.training.network import prepared
 from robusteval.training.objective import OBJECTIVES, Objective
 from robusteval.training.parallel import ALONE, Team, launched_team, own_device
@@ -89,6 +90,8 @@ class Plan:
         """Return freshly initialised weights, drawn from the run's seed; the global generator is left as found."""
         info, seed = self.info, derive_seed(self.config.seed, "weights")
         model = build_model(self.config.model, info.shape, info.num_classes, info.mean, info.std, seed)
+        if self.config.init == "ibp":
+            ibp_init(model, generator(self.config.seed, "ibp weights"))
         return cast(Classifier, prepared(model.to(self.device), self.config))
 
 

@@ -65,6 +65,7 @@ def _context(plan: Plan, state: TrainState, rows: Tensor, moment: tuple[int, int
         state=state.objective,
         smoothing=config.label_smoothing,
         share=share,
+        traces=state.traces,
     )
 
 
