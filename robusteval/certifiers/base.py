@@ -14,7 +14,9 @@ from robusteval.verdict import Certificate
 class Certifier(Protocol):
     """A certifier plug-in: a frozen dataclass of hyper-parameters, under the same rules as an attack.
 
-    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``.
+    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``. One
+    about the smoothed classifier says so by an attribute ``smoothed``: it is sound with the confidence of its suite's
+    ``[smoothing]``, from which its fields of the same names are filled, and samples a ``model`` that counts.
     """
 
     def __call__(
