@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from robusteval.rng import SampleRng
@@ -46,22 +47,37 @@ class Smoothing:
         return threat.norm is Norm.L2
 
     def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: SampleRng,
+        known: Sequence[Sampling | None] = (),
     ) -> list[Certificate]:
-        """Return a proof for every input that the harness would accept, within eps and its tolerance, or a reason."""
-        reach, plan = threat.radius + BUDGET_TOLERANCE, self.plan
-        chosen = votes(model, x, self.sigma, self.n0, rng, "smoothing", "choose").argmax(1)
-        counts: list[list[int]] = [[] for _ in range(len(x))]
-        left = (chosen == y).nonzero().squeeze(1).cpu()
+        """Return a proof for every input that the harness would accept, within eps and its tolerance, or a reason.
+
+        What is ``known`` of an input from a smaller eps is not drawn again: its votes would be the same.
+        """
+        before = list(known) or [None] * len(x)
+        chosen = self._chosen(model, x, rng, before)
+        counts = [list(one.counts) if one else [] for one in before]
+        reach, plan, labels = threat.radius + BUDGET_TOLERANCE, self.plan, y.tolist()
         for look, drawn in enumerate(self.looks):
-            left = left[[not plan.stops(counts[row], reach) for row in left.tolist()]]
-            if not len(left):
-                break
-            fresh = drawn - (self.looks[look - 1] if look else 0)
-            said = votes(model, x[left], self.sigma, fresh, rng.take(left), "smoothing", "look", look)
-            for row, more in zip(left.tolist(), said.gather(1, y[left][:, None]).squeeze(1).tolist(), strict=True):
-                counts[row].append(more + (counts[row][-1] if look else 0))
-        return [self._certificate(*one, reach) for one in zip(chosen.tolist(), y.tolist(), counts, strict=True)]
+            at = [row for row in range(len(x)) if chosen[row] == labels[row] and len(counts[row]) == look]
+            rows = torch.tensor([row for row in at if not plan.stops(counts[row], reach)], dtype=torch.long)
+            if len(rows):
+                fresh = drawn - (self.looks[look - 1] if look else 0)
+                said = votes(model, x[rows], self.sigma, fresh, rng.take(rows), "smoothing", "look", look)
+                for row, more in zip(rows.tolist(), said.gather(1, y[rows][:, None]).squeeze(1).tolist(), strict=True):
+                    counts[row].append(more + (counts[row][-1] if look else 0))
+        return [self._certificate(*one, reach) for one in zip(chosen, labels, counts, strict=True)]
+
+    def _chosen(self, model: nn.Module, x: Tensor, rng: SampleRng, known: Sequence[Sampling | None]) -> list[int]:
+        rows = torch.tensor([row for row, one in enumerate(known) if one is None], dtype=torch.long)
+        said = votes(model, x[rows], self.sigma, self.n0, rng.take(rows), "smoothing", "choose") if len(rows) else None
+        fresh = iter(said.argmax(1).tolist() if said is not None else [])
+        return [next(fresh) if one is None else one.chosen for one in known]
 
     def _certificate(self, chosen: int, label: int, counts: list[int], reach: float) -> Certificate:
         sampling, plan = Sampling(chosen, tuple(counts)), self.plan

@@ -71,9 +71,8 @@ def _check_certificate(row: SampleRow, votes: Votes, smoothing: Smoothing, repor
         yield f"states radius {votes.radius}, its votes prove {plan.radius(counts)}"
     closers, reached, used = row.stages or (row.stage,), list(_tried(row, report)), 0
     for radius, proved in reached:
-        looks = _looks(plan, counts, radius + BUDGET_TOLERANCE) if votes.chosen == row.label else 0
-        used = max(used, looks)
-        if proved != (plan.radius(counts[:looks]) > radius + BUDGET_TOLERANCE):
+        used = _looks(plan, counts, radius + BUDGET_TOLERANCE, used) if votes.chosen == row.label else 0
+        if proved != (plan.radius(counts[:used]) > radius + BUDGET_TOLERANCE):
             yield f"is {'' if proved else 'not '}certified at radius {radius}, which does not follow from its votes"
     kinds = {stage.name: stage.kind for stage in report.stages}
     certified = sum(kinds.get(closer or "") == "certifier" for closer in closers)
@@ -81,9 +80,10 @@ def _check_certificate(row: SampleRow, votes: Votes, smoothing: Smoothing, repor
         yield f"has votes for {len(counts)} looks of its certificate, which do not follow from the plan"
 
 
-def _looks(plan: LookPlan, counts: tuple[int, ...], reach: float) -> int:
-    """Return how many looks the plan takes, one more than there are votes for if it would go on."""
-    return next((taken for taken in range(len(counts) + 1) if plan.stops(counts[:taken], reach)), len(counts) + 1)
+def _looks(plan: LookPlan, counts: tuple[int, ...], reach: float, taken: int) -> int:
+    """Return after how many looks the plan stops, ``taken`` before; one more than there are votes for if it goes on."""
+    more = range(taken, len(counts) + 1)
+    return next((looks for looks in more if plan.stops(counts[:looks], reach)), len(counts) + 1)
 
 
 def _tried(row: SampleRow, report: Report) -> Iterator[tuple[float, bool]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robusteval.attacks.base import Attack, AttackResult
-from robusteval.certifiers.base import Certifier
+from robusteval.certifiers.base import Certifier, SamplingCertifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
 from robusteval.evaluation.decide import Decision, decide
 from robusteval.evaluation.polls import poll
@@ -236,15 +236,18 @@ def _candidates(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Samp
 
 
 def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
-    model = probe if is_smoothed(turn.stage.run) else probe.model  # what samples is counted, what traces is not
+    given = (chunk.x[rows], chunk.y[rows], turn.threat, rng)
     with failures(f"stage '{turn.name}'"):
-        certificates = cast(Certifier, turn.stage.run)(model, chunk.x[rows], chunk.y[rows], turn.threat, rng)
+        if is_smoothed(turn.stage.run):  # it samples, so its passes are counted; it does not trace
+            known = [chunk.sampled.get(row) for row in rows.tolist()]
+            certificates = cast(SamplingCertifier, turn.stage.run)(probe, *given, known)
+        else:
+            certificates = cast(Certifier, turn.stage.run)(probe.model, *given)
     if len(certificates) != len(rows):
         raise RobustevalError(f"stage '{turn.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
     for row, certificate in zip(rows.tolist(), certificates, strict=True):
-        sampling = certificate.sampling
-        if sampling and (row not in chunk.sampled or len(sampling.counts) > len(chunk.sampled[row].counts)):
-            chunk.sampled[row] = sampling
+        if certificate.sampling:
+            chunk.sampled[row] = certificate.sampling
         if certificate.proved:
             chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
         elif turn.level <= chunk.asked:
@@ -292,7 +295,7 @@ def _reason(chunk: _Chunk, clean: Decision, row: int) -> str:
 
 
 def _votes(chunk: _Chunk, clean: Decision, row: int) -> Votes | None:
-    """Return what a verdict on the smoothed classifier rests on; of the looks at several eps, the most."""
+    """Return what a verdict on the smoothed classifier rests on."""
     if not isinstance(chunk.repeat, Smoothing):
         return None
     sampling = chunk.sampled.get(row)
