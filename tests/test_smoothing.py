@@ -181,6 +181,12 @@ def test_the_prediction_is_by_plurality_not_by_majority() -> None:
     assert rows[0].reason != UNDECIDED, "it is the certificate that abstains, not the prediction"
 
 
+def test_the_rival_is_chosen_by_other_copies_than_those_that_judge_it() -> None:
+    x, y = torch.full((16, 1, 4, 4), 0.5), torch.zeros(16, dtype=torch.long)
+    polls = [row.votes.clean for row in judged(Bands(), x, y, []).rows if row.votes]
+    assert 2 < sum(poll.rival != poll.other for poll in polls) < 14, "classes 1 and 2 are equally probable"
+
+
 def test_a_leading_class_is_no_break_before_it_leads_beyond_doubt() -> None:
     model, x, y, _ = halves([0.02])
     nudge = SmoothAdv(SIGMA, steps=1, samples=64, step_size=0.15)

@@ -60,7 +60,7 @@ class Case:
 def cases(data: Path) -> list[Case]:
     """Return what is compared."""
     fashion = {"dataset": "fashion_mnist", "data_dir": str(data / "fashion-mnist")}
-    both = [("Digits", {"dataset": "digits"}, 30, 360), ("Fashion-MNIST", fashion, 5, 500)]
+    both = [("Digits", {"dataset": "digits"}, 30, 360), ("Fashion-MNIST", fashion, 5, 200)]
     return [Case(f"{title}, {sigma:g}", facts, sigma, *how) for title, facts, *how in both for sigma in RADII]
 
 
