@@ -22,6 +22,9 @@ ABSTAINS = "abstains"
 GRID = 1e6
 """Radii are rounded down to multiples of 1/GRID, far above the rounding of the special functions they come from."""
 
+FUTILE = 0.01
+"""Stopping proves nothing, so its level is free: a radius that is true is given up at a look this often at most."""
+
 MOST_COPIES, MOST_VALUES = 4096, 2**22
 """Noisy copies drawn at once, and values in them; a constant of the image's size, as each call draws a block."""
 
@@ -84,7 +87,7 @@ class LookPlan:
         """Say whether there is no point in another look: ``reach`` is proved, or will not be, or none is left."""
         if self.radius(counts) > reach or self.ceiling(counts) <= reach:
             return True
-        return bool(counts) and self._radius(upper(counts[-1], self.looks[len(counts) - 1], self.share)) <= reach
+        return bool(counts) and self._radius(upper(counts[-1], self.looks[len(counts) - 1], FUTILE)) <= reach
 
     def reason(self, counts: Sequence[int], reach: float) -> str:
         """Say why ``reach`` was not proved."""

@@ -119,7 +119,7 @@ def _on_smoothing(report: Report) -> list[str]:
     looks = ", ".join(map(str, smoothing.looks))
     said = [
         f"All numbers are about the smoothed classifier g(x) = argmax_c P(f(x + {smoothing.sigma:g} N(0, I)) = c), "
-        f"not about the network f itself, and they are statistical: each verdict may be wrong with probability alpha.",
+        f"not about the network f itself, and statistical: each decision is wrong with probability at most alpha.",
         f"An input is misclassified or adversarial only if the most frequent other class of {smoothing.n0} noisy "
         f"copies has more votes than the label in {smoothing.n} fresh ones, beyond alpha {smoothing.alpha:g}. "
         f"{sure.abstained} clean inputs are undecided by these votes (g abstains) and count as not wrong. Of "
