@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from scipy.special import betaincinv
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.stats import binom
 
 from robusteval.provenance import Environment
+from robusteval.smoothing import LookPlan, beats, lower, upper
 from robusteval.verdict import Verdict
 
 CONFIDENCE = 0.95
@@ -40,8 +40,7 @@ class Rate(Record):
     def of(cls, count: int, total: int) -> Rate:
         """Compute rate and interval (Clopper & Pearson 1934, Biometrika 26(4)) from a count."""
         tail = (1 - CONFIDENCE) / 2
-        low = float(betaincinv(count, total - count + 1, tail)) if count else 0.0
-        high = float(betaincinv(count + 1, total - count, 1 - tail)) if count < total else 1.0
+        low, high = lower(count, total, tail), upper(count, total, tail)
         return cls(count=count, total=total, rate=count / total, low=low, high=high)
 
 
@@ -107,15 +106,98 @@ class Repeat(Record):
     confidence: float = Field(gt=0.5, lt=1)
 
     @property
+    def cost(self) -> int:
+        """How many passes decide an input."""
+        return self.evaluations
+
+    @property
     def needed(self) -> int:
         """How many evaluations must err; more than there are if no number would do."""
         return int(binom.isf(1 - self.confidence, self.evaluations, 0.5)) + 1
 
 
+class Smoothing(Record):
+    """The model under test is the network smoothed with noise ``sigma`` (Cohen et al. 2019), and how that is judged.
+
+    Of an input's noisy copies, ``n0`` choose a class, fresh ones test it: a certificate at the cumulative ``looks``,
+    which share ``alpha``; whether the label is beaten, ``n`` draws at ``alpha``. Sigma is in pixel units of [0, 1].
+    """
+
+    sigma: float = Field(gt=0)
+    n0: int = Field(gt=0, le=10_000_000)
+    n: int = Field(gt=0, le=10_000_000)
+    alpha: float = Field(gt=0, lt=0.5)
+    looks: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _can_decide(self) -> Smoothing:
+        if not beats(self.n, 0, self.alpha / 2):
+            raise ValueError(f"{self.n} draws can decide nothing at alpha {self.alpha:g}")
+        _ = self.plan
+        return self
+
+    @property
+    def cost(self) -> int:
+        """How many passes decide an input."""
+        return self.n0 + self.n
+
+    @property
+    def plan(self) -> LookPlan:
+        """When certificates look at their votes."""
+        return LookPlan(self.sigma, self.looks, self.alpha)
+
+
+class Poll(Record):
+    """What ``n`` noisy copies of an input said: votes for the label, for the ``other`` class with most, for a rival.
+
+    The ``rival`` is the class other than the label that independent copies had chosen before, so that the test against
+    it is fair; ``other`` is chosen from these votes.
+    """
+
+    n: int = Field(gt=0)
+    label_votes: int = Field(ge=0)
+    other: int = Field(ge=0)
+    other_votes: int = Field(ge=0)
+    rival: int = Field(ge=0)
+    rival_votes: int = Field(ge=0)
+
+    @property
+    def margin(self) -> float:
+        """The label's share of the votes minus the other class's."""
+        return (self.label_votes - self.other_votes) / self.n
+
+    def wrong(self, alpha: float) -> bool:
+        """Say whether the rival is more probable than the label; wrongly so with probability at most ``alpha``."""
+        return beats(self.rival_votes, self.label_votes, alpha)
+
+    def right(self, alpha: float) -> bool:
+        """Say whether the label is the most probable class (Hung & Fithian 2019, arXiv 1610.03944), likewise."""
+        return beats(self.label_votes, self.other_votes, alpha / 2)
+
+    def abstains(self, alpha: float) -> bool:
+        """Say whether neither is shown: Cohen et al.'s classifier would return no class."""
+        return not self.wrong(alpha) and not self.right(alpha)
+
+
+class Votes(Record):
+    """What the verdict on the smoothed classifier at one sample rests on.
+
+    ``clean`` and ``adversarial`` are the polls at the input and at the witness. ``chosen`` is the class that was to be
+    certified, None where none was tried, ``counts`` its votes at the looks so far, ``radius`` the L2 radius they prove,
+    rounded down, 0 where they abstain.
+    """
+
+    clean: Poll
+    adversarial: Poll | None
+    chosen: int | None = Field(ge=0)
+    counts: tuple[int, ...]
+    radius: float = Field(ge=0)
+
+
 class SuiteFacts(Record):
     """Which suite ran. ``adaptations`` lists where it had to depart from its definition.
 
-    ``repeat`` is None where a sample is evaluated once.
+    ``repeat`` is None where a sample is evaluated once, ``smoothing`` unless the smoothed classifier was the model.
     """
 
     name: str
@@ -125,6 +207,7 @@ class SuiteFacts(Record):
     stages: tuple[StageSpec, ...]
     skip_certified: bool
     repeat: Repeat | None = None
+    smoothing: Smoothing | None = None
     adaptations: tuple[str, ...]
 
 
@@ -180,6 +263,47 @@ class Results(Record):
     certified: Rate | None
 
 
+class Guarantee(Record):
+    """How far the verdicts on a smoothed classifier can be trusted together, beyond each one's ``alpha``.
+
+    Of ``tried`` certificates ``false_expected`` may be false on average, with 95 % confidence at most ``false_most``,
+    and all that were given are true with confidence ``all_true`` (Bonferroni): a false one may be at any eps. Likewise
+    ``decisions`` on clean inputs and candidates. ``abstained`` clean inputs were not decided and count as not wrong.
+    """
+
+    tried: int = Field(ge=0)
+    false_expected: float = Field(ge=0)
+    false_most: int = Field(ge=0)
+    all_true: float = Field(ge=0, le=1)
+    decisions: int = Field(ge=0)
+    wrong_expected: float = Field(ge=0)
+    abstained: int = Field(ge=0)
+    draws: float = Field(ge=0)
+
+    @classmethod
+    def of(cls, rows: Iterable[SampleRow], stages: Iterable[StageResult], smoothing: Smoothing) -> Guarantee:
+        """Count over the rows; ``draws`` is the mean number of noisy copies that a certificate took, chosen included.
+
+        Samples are independent, so the number of false certificates is at most binomial over all that were tried: not
+        over those given, which are selected.
+        """
+        votes = [row.votes for row in rows if row.votes]
+        taken = [len(vote.counts) for vote in votes if vote.chosen is not None]
+        tried = sum(looks > 0 for looks in taken)
+        decisions = len(votes) + sum(stage.entered for stage in stages if stage.kind == "attack")
+        draws = sum(smoothing.n0 + (smoothing.looks[looks - 1] if looks else 0) for looks in taken)
+        return cls(
+            tried=tried,
+            false_expected=smoothing.alpha * tried,
+            false_most=int(binom.ppf(CONFIDENCE, tried, smoothing.alpha)) if tried else 0,
+            all_true=max(0.0, 1 - smoothing.alpha * tried),
+            decisions=decisions,
+            wrong_expected=smoothing.alpha * decisions,
+            abstained=sum(vote.clean.abstains(smoothing.alpha) for vote in votes),
+            draws=draws / len(taken) if taken else 0.0,
+        )
+
+
 class CurvePoint(Record):
     """The bracket at one of several budgets, and how many samples each stage closed at it, and of these broke."""
 
@@ -224,7 +348,8 @@ class Report(Record):
 
     ``queries`` is how often, at most, all attacks together asked the model about a sample at each eps, None without
     such a budget. ``results`` are for ``threat``; ``curve`` has a point for every budget, ascending, if there are
-    several.
+    several. Where ``suite.smoothing`` is set, all of it is about the smoothed classifier and statistical; ``guarantee``
+    says how sure.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -243,6 +368,7 @@ class Report(Record):
     suite: SuiteFacts
     results: Results
     curve: tuple[CurvePoint, ...] = ()
+    guarantee: Guarantee | None = None
     stages: tuple[StageResult, ...]
     findings: tuple[Finding, ...]
     baselines: Comparison
@@ -259,6 +385,9 @@ class SampleRow(Record):
 
     Where the report has a curve, ``stages`` says what closed the sample at each of its budgets, and the witness is the
     nearest found, so it may lie beyond the report's eps.
+
+    On a smoothed classifier a prediction is the class with most ``votes``, a margin the label's share of them minus
+    that of the strongest other class, and what is misclassified or broken is so with the suite's confidence.
     """
 
     id: int = Field(ge=0)
@@ -272,6 +401,7 @@ class SampleRow(Record):
     adv_prediction: int | None = None
     adv_margin: float | None = None
     adv_distance: float | None = None
+    votes: Votes | None = None
 
 
 class FileFact(Record):

@@ -22,14 +22,23 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What a certificate by sampling rests on: the class chosen, and how many votes it had at each look."""
+
+    chosen: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Certificate:
-    """A certifier's answer for one sample: a proof, or why there is none.
+    """A certifier's answer for one sample: a proof, or why there is none, and the votes if it asked for some.
 
     A search for a proof may end in an adversarial input instead: ``counterexample``, float32 (C, H, W).
     """
 
     proved: bool
     reason: str
+    sampling: Sampling | None = None
     counterexample: Tensor | None = field(default=None, compare=False)
 
 

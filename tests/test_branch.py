@@ -172,7 +172,7 @@ class Claim:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
     ) -> list[Certificate]:
         moved = (x + self.shift).clamp(0, 1)
-        return [Certificate(False, "claimed", one if i % 2 else None) for i, one in enumerate(moved)]
+        return [Certificate(False, "claimed", counterexample=one if i % 2 else None) for i, one in enumerate(moved)]
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.9, math.nan])

@@ -34,6 +34,10 @@ class Attack(Protocol):
     An attack that takes no gradient of the model says so by an attribute ``gradient_free``, one that finds the nearest
     adversarial input, so that one run serves every eps, by an attribute ``minimal``.
 
+    One that attacks the smoothed classifier says so by an attribute ``smoothed``; it runs only in suites with a
+    ``[smoothing]`` table, from which its fields of the same names (such as ``sigma``) are filled. ``model`` is still
+    the network, without noise.
+
     An attack with parameters that have no default says what the conformance tests are to try in a class attribute
     ``EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]]``; without one they try the defaults.
     """

@@ -29,7 +29,7 @@ class BaB(AlphaCrown):
     """
 
     domains: int = 20000
-    seconds: float = 60.0
+    seconds: float = 10.0
     batch: int = 64
     tries: int = 3
     split_steps: int = 20

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
-from robusteval.verdict import Certificate
+from robusteval.verdict import Certificate, Sampling
 
 
 class Certifier(Protocol):
@@ -22,6 +23,29 @@ class Certifier(Protocol):
         self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng
     ) -> list[Certificate]:
         """Return one certificate per input."""
+        ...
+
+    def supports(self, threat: ThreatModel) -> bool:
+        """Say whether the method is defined for ``threat``."""
+        ...
+
+
+class SamplingCertifier(Protocol):
+    """A certifier of the smoothed classifier, which it says by an attribute ``smoothed``.
+
+    It is sound with the confidence of its suite's ``[smoothing]``, from which its fields of the same names are filled.
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        threat: ThreatModel,
+        rng: SampleRng,
+        known: Sequence[Sampling | None] = (),
+    ) -> list[Certificate]:
+        """Return one certificate per input, with the votes; ``known`` are those it returned at a smaller eps."""
         ...
 
     def supports(self, threat: ThreatModel) -> bool:

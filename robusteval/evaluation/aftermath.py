@@ -61,7 +61,7 @@ def _oddities(stage: StageResult) -> Iterator[Finding]:
         advice = "The attack stood still there, so robustness may be an artefact; try attacks without gradients."
         yield _finding("zero-gradients", "warning", message, advice)
     if stage.undecided:
-        message = f"{stage.name} left {stage.undecided} samples with a candidate that errs in most evaluations."
+        message = f"{stage.name} left {stage.undecided} samples with a candidate that seems to be misclassified."
         advice = "Chance is not ruled out, so they count as robust; more evaluations per input would decide."
         yield _finding("undecided", "warning", message, advice)
     if stage.rejected:

@@ -16,12 +16,23 @@ EXECUTION_ONLY = frozenset({"data_dir", "download", "batch_size", "workers", "al
 """Settings that say where things are or how to run, and cannot change a verdict."""
 
 
+class SmoothingChanges(Settings):
+    """What to change in a suite's [smoothing]; None leaves it as it is."""
+
+    sigma: float | None = None
+    n0: int | None = None
+    n: int | None = None
+    alpha: float | None = None
+    looks: tuple[int, ...] | None = None
+
+
 class EvalConfig(Settings):
     """Everything `evaluate` can be told.
 
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
     chunk; at least `MIN_BATCH`), ``limit`` the number of test images from the start (None: all).
     ``witnesses`` is the folder of another evaluation whose adversarial inputs are tried first.
+    ``smoothing`` changes the suite's noise and samples, where it is about a smoothed classifier.
     ``queries`` is how many forward passes all attacks together may spend on a sample, None: no limit.
     ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
     ``curve`` asks for other budgets, too: a list, or True for the customary multiples of ``eps``; several budgets given
@@ -40,6 +51,7 @@ class EvalConfig(Settings):
     eps: Budget | None = None
     curve: bool | tuple[Budget, ...] = False
     suite: str = "standard"
+    smoothing: SmoothingChanges | None = None
     witnesses: str | None = None
     queries: int | None = None
     limit: int | None = None

@@ -8,8 +8,10 @@ from itertools import pairwise
 
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.compare import compare
+from robusteval.evaluation.config import SmoothingChanges
+from robusteval.evaluation.consistency_votes import check_votes
 from robusteval.evaluation.curve import curve, verdict_at
-from robusteval.evaluation.judge import DOUBTFUL, SURVIVED
+from robusteval.evaluation.judge import DOUBTFUL, LEADING, SURVIVED, UNDECIDED
 from robusteval.evaluation.suite import load_suite, parts_of, suite_digest
 from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
 from robusteval.suites import suite_files
@@ -46,7 +48,8 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
     classes, correct = len(report.data.classes), row.prediction == row.label
     if max(row.label, row.prediction, row.adv_prediction or 0) >= classes:
         yield f"names a class beyond the {classes} of the data"
-    if correct == (row.verdict is Verdict.MISCLASSIFIED):
+    smoothing, misclassified = report.suite.smoothing, row.verdict is Verdict.MISCLASSIFIED
+    if correct and misclassified if smoothing else correct == misclassified:
         yield f"is {row.verdict} with label {row.label} and prediction {row.prediction}"
     if (correct and row.margin < 0) or (not correct and row.margin > 0):
         yield f"has margin {row.margin} with label {row.label} and prediction {row.prediction}"
@@ -54,11 +57,12 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
         yield f"is {row.verdict} by stage '{row.stage}'"
     doubts = {turn.name for turn in report.stages if turn.undecided}
     undecided = [
-        f"{name}: {'' if kind == 'certifier' else DOUBTFUL}"
+        f"{name}: {'' if kind == 'certifier' else LEADING if smoothing else DOUBTFUL}"
         for name, kind in stages.items()
         if kind == "certifier" or name in doubts
     ]
-    explained = row.reason == SURVIVED or (row.reason or "").startswith(tuple(undecided))
+    unfounded = (SURVIVED, UNDECIDED) if smoothing else (SURVIVED,)
+    explained = row.reason in unfounded or (row.reason or "").startswith(tuple(undecided))
     if explained != (row.verdict is Verdict.UNKNOWN):
         yield f"is {row.verdict} for the reason '{row.reason}'"
     yield from _check_witness_facts(row, report)
@@ -120,10 +124,12 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
             yield f"{name} accuracy is stated as {_show(stated)}, the rows give {_show(counted)}"
     if dict(report.results.verdicts) != dict(expected.verdicts):
         yield "the counts of verdicts do not follow from the rows"
-    if suite_digest(report.suite.stages, report.suite.skip_certified, report.suite.repeat) != report.suite.sha256:
+    ran = report.suite
+    if suite_digest(ran.stages, ran.skip_certified, ran.repeat, ran.smoothing) != ran.sha256:
         yield "the suite's hash does not match its stages"
     shipped = all(part in suite_files() for part in parts_of(report.suite.name))
-    if shipped and load_suite(report.suite.name, threat).sha256 != report.suite.sha256:
+    changes = SmoothingChanges(**ran.smoothing.model_dump()) if ran.smoothing else None
+    if shipped and load_suite(ran.name, threat, changes).sha256 != ran.sha256:
         yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
     stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results, report.queries)
     if compare(*stated) != report.baselines:
@@ -160,6 +166,7 @@ def _show(rate: Rate | None) -> str:
 
 
 def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
+    ruling = report.suite.repeat or report.suite.smoothing
     if [(turn.name, turn.eps) for turn in report.stages] != _expected_turns(report):
         yield "the stages that ran are not those of the suite"
     if report.seconds != sum(turn.seconds for turn in report.stages):
@@ -178,14 +185,14 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         stated, counted = (turn.closed, turn.broken, turn.entered), (len(own), broken, entered)
         if stated != counted:
             yield f"stage '{turn.name}' closed, broke and entered {stated}; the rows give {counted}"
-        if max(turn.undecided if report.suite.repeat else 0, turn.rejected, turn.non_finite) > turn.entered:
+        if max(turn.undecided if ruling else 0, turn.rejected, turn.non_finite) > turn.entered:
             yield f"stage '{turn.name}' tells of more candidates than the {turn.entered} samples it looked at"
-        if turn.undecided and not report.suite.repeat:
+        if turn.undecided and not ruling:
             yield f"stage '{turn.name}' left samples undecided, which only repeated evaluations can"
         if turn.kind == "attack" and turn.forward < turn.entered:
             yield f"stage '{turn.name}' looked at {turn.entered} samples in {turn.forward} forward passes"
     attacks = [turn for turn in report.stages if turn.kind == "attack"]
-    checks = 1 + (report.suite.repeat.evaluations if report.suite.repeat else 1)  # a candidate is confirmed by so many
+    checks = 1 + (ruling.cost if ruling else 1)  # a candidate is confirmed by so many
     asked = sum(turn.forward - checks * turn.entered for turn in attacks)
     budget = (report.queries or 0) * report.results.clean.count * max(1, len(report.curve))
     if report.queries is not None and asked > budget:
@@ -228,5 +235,5 @@ def _enters(row: SampleRow, turn: StageResult, level: int, ran: Mapping[str, int
     return was_open and all(verdict is Verdict.CERTIFIED for verdict in verdicts[:level][-1:])
 
 
-CHECKS = (_check_rows, _check_results, _check_curve, _check_stages)
+CHECKS = (_check_rows, _check_results, _check_curve, _check_stages, check_votes)
 """Each takes a report and its rows, and yields what is wrong."""

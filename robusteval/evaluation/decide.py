@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from robusteval.attacks._losses import margin_loss
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.probe import Probe, failures
-from robusteval.report import Repeat
+from robusteval.report import Poll, Repeat
 from robusteval.rng import seeded
 
 
@@ -20,12 +20,13 @@ class Decision:
     """Per sample (N,): predicted class, margin, and whether it is misclassified beyond doubt.
 
     ``margin`` is ``z_y - max_{k != y} z_k``; over repeated evaluations it is the share of right ones minus that of
-    wrong ones.
+    wrong ones. ``polls`` are the votes where the smoothed classifier decides.
     """
 
     prediction: Tensor
     margin: Tensor
     wrong: Tensor
+    polls: tuple[Poll, ...] = ()
 
 
 def decide(probe: Probe, x: Tensor, y: Tensor, ids: Tensor, repeat: Repeat | None, seed: int) -> Decision:

@@ -8,27 +8,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from robusteval.attacks.base import Attack, AttackResult
-from robusteval.certifiers.base import Certifier
+from robusteval.certifiers.base import Certifier, SamplingCertifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
 from robusteval.evaluation.decide import Decision, decide
+from robusteval.evaluation.polls import poll
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.queries import rationed
 from robusteval.evaluation.schedule import Turn, schedule
-from robusteval.evaluation.suite import Stage, is_minimal
-from robusteval.report import Repeat, SampleRow, StageResult
+from robusteval.evaluation.suite import Stage, is_minimal, is_smoothed
+from robusteval.report import Poll, Repeat, SampleRow, Smoothing, StageResult, Votes
 from robusteval.rng import SampleRng, derive_seed
+from robusteval.smoothing import ABSTAINS
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
-from robusteval.verdict import Verdict, Witness
+from robusteval.verdict import Sampling, Verdict, Witness
 
 SURVIVED = "survived every attack"
 DOUBTFUL = "a candidate errs in most evaluations, but not beyond doubt"
+LEADING = "another class leads at a candidate, but not beyond doubt"
+UNDECIDED = f"{ABSTAINS} on the clean input"
+
+CHANCE = " Both are statistical and each is wrong with a small probability: if another --seed agrees, it is no chance."
 
 Told = Callable[[str], None]
 
@@ -62,18 +68,27 @@ class _Chunk:
     """The state while stages run. ``levels`` are the budgets, ascending, ``asked`` the place of the report's own.
 
     ``why`` says, per sample, why it is open there. ``repeat`` says how samples are decided, ``queries`` how many each
-    has left at each level, None without such a budget.
+    has left at each level, None without such a budget. ``polls`` and ``sampled`` are, by row, the votes at the witness
+    and for the class to be certified.
     """
 
     x: Tensor
     y: Tensor
     ids: Tensor
-    repeat: Repeat | None
+    repeat: Repeat | Smoothing | None
     levels: tuple[_Level, ...]
     asked: int
     why: list[str | None]
     witnesses: dict[int, Witness]
     queries: list[list[int]] | None
+    polls: dict[int, Poll] = field(default_factory=dict)
+    sampled: dict[int, Sampling] = field(default_factory=dict)
+
+    def decide(self, probe: Probe, x: Tensor, y: Tensor, ids: Tensor, rng: SampleRng, *purpose: str) -> Decision:
+        """Return what the model under test says of ``x``, some of the samples or candidates for them."""
+        if isinstance(self.repeat, Smoothing):
+            return poll(probe, x, y, rng, self.repeat, "decide", *purpose)
+        return decide(probe, x, y, ids, self.repeat, derive_seed(rng.batch, "decide", *purpose))
 
     def given(self, turn: Turn, skip_certified: bool) -> Tensor:
         """Return the rows that a turn looks at: an attack that serves every eps, those open at any.
@@ -90,7 +105,7 @@ class _Chunk:
             rows = [row for row in provable if all(smaller.has(row, Verdict.CERTIFIED) for smaller in before)]
         return torch.tensor(rows, dtype=torch.long)
 
-    def break_(self, row: int, witness: Witness, turn: Turn) -> None:
+    def break_(self, row: int, witness: Witness, turn: Turn, votes: Poll | None) -> None:
         """Close a sample at every eps that reaches as far as ``witness``, and keep the nearest witness."""
         sample = int(self.ids[row])
         for level in self.levels:
@@ -100,11 +115,14 @@ class _Chunk:
                 raise SoundnessContradiction(
                     f"sample {sample} was certified by '{level.closers[row]}' and broken by '{turn.name}' at distance "
                     f"{witness.distance:.6g}; one of them is wrong, so no number of this run can be trusted."
+                    f"{CHANCE if votes else ''}"
                 )
             if level.has(row, Verdict.UNKNOWN):
                 level.close(row, Verdict.BROKEN, turn)
         if sample not in self.witnesses or witness.distance < self.witnesses[sample].distance:
             self.witnesses[sample] = witness
+            if votes:
+                self.polls[row] = votes
 
 
 def judge(
@@ -116,7 +134,7 @@ def judge(
     stages: Sequence[Stage],
     rng: SampleRng,
     skip_certified: bool = False,
-    repeat: Repeat | None = None,
+    repeat: Repeat | Smoothing | None = None,
     told: Told = lambda turn: None,
     budgets: Sequence[ThreatModel] = (),
     queries: int | None = None,
@@ -125,16 +143,19 @@ def judge(
 
     ``x`` (N, C, H, W) float32 in [0,1] and ``y``, ``ids`` (N,) int64 are one chunk. ``budgets``, ascending and with
     ``threat`` among them, are what else is asked (`schedule`). ``queries`` is how often, at each budget, all attacks
-    together may ask the model about a sample, clean prediction and confirmation not counted. Raises `RobustevalError`
-    on non-finite logits and `SoundnessContradiction` when a proved sample is broken.
+    together may ask the model about a sample, clean prediction and confirmation not counted. ``repeat`` is how samples
+    are decided; if it is a `Smoothing`, all is about the smoothed model. Raises `RobustevalError` on non-finite logits
+    and `SoundnessContradiction` when a proved sample is broken.
     """
     _check_inputs(x, ids)
-    clean = decide(probe, x, y, ids, repeat, derive_seed(rng.batch, "decide"))
-    start = [Verdict.UNKNOWN if correct else Verdict.MISCLASSIFIED for correct in (clean.prediction == y).tolist()]
     asked = tuple(budgets) or (threat,)
-    levels = tuple(_Level(budget, list(start), [None] * len(x)) for budget in asked)
+    levels = tuple(_Level(budget, [Verdict.UNKNOWN] * len(x), [None] * len(x)) for budget in asked)
     left = None if queries is None else [[queries] * len(x) for _ in asked]
     chunk = _Chunk(x, y, ids, repeat, levels, asked.index(threat), [None] * len(x), {}, left)
+    clean = chunk.decide(probe, x, y, ids, rng)
+    for row in (clean.wrong if clean.polls else clean.prediction != y).nonzero().squeeze(1).tolist():
+        for level in levels:
+            level.verdicts[row] = Verdict.MISCLASSIFIED
     results = []
     for turn in schedule(stages, asked):
         told(turn.name)
@@ -193,16 +214,17 @@ def _confirm(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, candidates: 
         raise RobustevalError(f"stage '{turn.name}' returned {tuple(candidates.shape)} for {tuple(x.shape)} inputs.")
     allowed, distance = threat.contains(x, candidates), threat.distance(x, candidates)
     checked = torch.where(allowed.view(-1, 1, 1, 1), candidates, x)  # what is out of bounds counts as no attempt
-    decided = decide(probe, checked, y, ids, chunk.repeat, derive_seed(rng.batch, "decide", turn.name))
+    decided = chunk.decide(probe, checked, y, ids, rng, turn.name)
     with torch.no_grad():
         claimed = 0 if allowed.all() else int(((probe(candidates.nan_to_num()).argmax(1) != y) & ~allowed).sum())
     doubtful = (decided.prediction != y) & ~decided.wrong & allowed
     concerned = distance <= chunk.levels[chunk.asked].threat.radius + BUDGET_TOLERANCE
     for i in rows[(doubtful & concerned).cpu()].tolist():
-        chunk.why[i] = f"{turn.name}: {DOUBTFUL}"
+        chunk.why[i] = f"{turn.name}: {LEADING if decided.polls else DOUBTFUL}"
     for i in (decided.wrong & allowed).nonzero().squeeze(1).tolist():
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
-        chunk.break_(int(rows[i]), Witness(candidates[i].cpu(), prediction, float(distance[i]), margin), turn)
+        witness = Witness(candidates[i].cpu(), prediction, float(distance[i]), margin)
+        chunk.break_(int(rows[i]), witness, turn, decided.polls[i] if decided.polls else None)
     non_finite = int((~candidates.flatten(1).isfinite().all(1)).sum())
     return _Outcome(claimed, non_finite, int(doubtful.sum()))
 
@@ -221,11 +243,18 @@ def _candidates(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Samp
 
 
 def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
+    given = (chunk.x[rows], chunk.y[rows], turn.threat, rng)
     with failures(f"stage '{turn.name}'"):
-        certificates = cast(Certifier, turn.stage.run)(probe.model, chunk.x[rows], chunk.y[rows], turn.threat, rng)
+        if is_smoothed(turn.stage.run):  # it samples, so its passes are counted; it does not trace
+            known = [chunk.sampled.get(row) for row in rows.tolist()]
+            certificates = cast(SamplingCertifier, turn.stage.run)(probe, *given, known)
+        else:
+            certificates = cast(Certifier, turn.stage.run)(probe.model, *given)
     if len(certificates) != len(rows):
         raise RobustevalError(f"stage '{turn.name}' returned {len(certificates)} certificates for {len(rows)} inputs.")
     for row, certificate in zip(rows.tolist(), certificates, strict=True):
+        if certificate.sampling:
+            chunk.sampled[row] = certificate.sampling
         if certificate.proved:
             chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
         elif turn.level <= chunk.asked:
@@ -259,10 +288,33 @@ def _rows(chunk: _Chunk, clean: Decision) -> tuple[SampleRow, ...]:
                 verdict=verdict,
                 stage=level.closers[i],
                 stages=tuple(each.closers[i] for each in chunk.levels) if several else (),
-                reason=(chunk.why[i] or SURVIVED) if verdict is Verdict.UNKNOWN else None,
+                reason=_reason(chunk, clean, i) if verdict is Verdict.UNKNOWN else None,
                 adv_prediction=witness.prediction if witness else None,
                 adv_margin=witness.margin if witness else None,
                 adv_distance=witness.distance if witness else None,
+                votes=_votes(chunk, clean, i),
             )
         )
     return tuple(rows)
+
+
+def _reason(chunk: _Chunk, clean: Decision, row: int) -> str:
+    smoothing = chunk.repeat
+    if isinstance(smoothing, Smoothing) and clean.polls[row].abstains(smoothing.alpha):
+        return UNDECIDED
+    return chunk.why[row] or SURVIVED
+
+
+def _votes(chunk: _Chunk, clean: Decision, row: int) -> Votes | None:
+    """Return what a verdict on the smoothed classifier rests on."""
+    if not isinstance(chunk.repeat, Smoothing):
+        return None
+    sampling = chunk.sampled.get(row)
+    counts = sampling.counts if sampling else ()
+    return Votes(
+        clean=clean.polls[row],
+        adversarial=chunk.polls.get(row),
+        chosen=sampling.chosen if sampling else None,
+        counts=counts,
+        radius=chunk.repeat.plan.radius(counts),
+    )

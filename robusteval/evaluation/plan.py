@@ -93,7 +93,7 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
         raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     asked = budgets(threat, config.curve)
-    suite = load_suite(config.suite, threat)
+    suite = load_suite(config.suite, threat, config.smoothing)
     if config.witnesses:
         suite = suite.after_transfer(config.witnesses)
     if model is None:
@@ -115,7 +115,8 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
     rng = SampleRng(plan.config.seed, tuple(ids.tolist()), derive_seed(plan.config.seed, "chunk", index))
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
-        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, suite.repeat, told, plan.budgets)
+        ruling = suite.repeat or suite.smoothing
+        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, ruling, told, plan.budgets)
         judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how, plan.config.queries)
     save_chunk(folder, index, judgement)
     return ChunkResult(rows=judgement.rows, stages=judgement.stages)

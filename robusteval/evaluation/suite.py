@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from robusteval.attacks.transfer import witnesses_digest
 from robusteval.catalog import Catalog, first_problem, parameters
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import UsageError, unknown
-from robusteval.report import Repeat, StageSpec, SuiteFacts
+from robusteval.evaluation.config import SmoothingChanges
+from robusteval.report import Repeat, Smoothing, StageSpec, SuiteFacts
 from robusteval.runs import digest
 from robusteval.settings import Settings
 from robusteval.suites import suite_files
@@ -39,13 +40,30 @@ class _StageEntry(Settings):
             raise ValueError(f"stage '{self.name}' must name one attack or one certifier")
         return self
 
-    def spec(self) -> StageSpec:
-        """Return the stage with every hyper-parameter spelled out, so that the suite's hash covers defaults."""
+    def spec(self, smoothing: Smoothing | None) -> StageSpec:
+        """Return the stage with every hyper-parameter spelled out, so that the suite's hash covers defaults.
+
+        Those that it shares with ``smoothing`` come from there. Raises `UsageError` for a stage of the other track.
+        """
         kind: Literal["attack", "certifier"] = "attack" if self.attack else "certifier"
-        spec = StageSpec(name=self.name, kind=kind, plugin=self.attack or self.certifier or "", params=self.params)
+        name = self.attack or self.certifier or ""
+        params = {**self.params, **self._shared(kind, name, smoothing)}
+        spec = StageSpec(name=self.name, kind=kind, plugin=name, params=params)
         plugin = _build(spec)
         minimal = is_minimal(Stage(self.name, kind, plugin))
         return spec.model_copy(update={"params": parameters(plugin), "minimal": minimal})
+
+    def _shared(self, kind: str, name: str, smoothing: Smoothing | None) -> dict[str, Any]:
+        plugin = (ATTACKS if kind == "attack" else CERTIFIERS).get(name)
+        if is_smoothed(plugin) != (smoothing is not None):
+            about, has = ("the network itself", "has a") if smoothing else ("a smoothed classifier", "has no")
+            raise UsageError(f"stage '{self.name}': {kind} '{name}' is about {about}; the suite {has} [smoothing].")
+        if smoothing is None:
+            return {}
+        shared = {field.name for field in fields(plugin)} & set(Smoothing.model_fields)
+        if twice := sorted(shared & set(self.params)):
+            raise UsageError(f"stage '{self.name}' sets '{twice[0]}', which the suite's [smoothing] does for all.")
+        return {key: getattr(smoothing, key) for key in shared}
 
 
 class _SuiteFile(Settings):
@@ -54,6 +72,7 @@ class _SuiteFile(Settings):
     about: str = ""
     skip_certified: bool = False
     repeat: Repeat | None = None
+    smoothing: Smoothing | None = None
     include: tuple[str, ...] = ()
     stages: tuple[_StageEntry, ...] = ()
 
@@ -69,6 +88,10 @@ class _SuiteFile(Settings):
             raise ValueError(f"{self.repeat.evaluations} evaluations cannot give confidence {self.repeat.confidence}")
         if self.repeat and any(stage.certifier for stage in self.stages):
             raise ValueError("a certifier proves nothing about a randomised model; take 'repeat' or the certifier out")
+        if self.repeat and self.smoothing:
+            raise ValueError("'repeat' is for randomised models, 'smoothing' for others; take one out")
+        if self.smoothing and not self.skip_certified:
+            raise ValueError("proofs by sampling may be false, so breaks cannot test them; set skip_certified = true")
         return self
 
 
@@ -91,13 +114,18 @@ def is_minimal(stage: Stage) -> bool:
     return bool(getattr(stage.run, "minimal", False))
 
 
+def is_smoothed(plugin: object) -> bool:
+    """Say whether a plug-in, or its class, is about the smoothed classifier instead of the network."""
+    return bool(getattr(plugin, "smoothed", False))
+
+
 @dataclass(frozen=True)
 class Suite:
     """Ordered stages for one threat model.
 
     With ``skip_certified`` a proved sample is not attacked; otherwise
     attacks also run on proved samples, and a break there is a soundness contradiction. ``repeat`` decides samples by
-    repeated evaluations, for randomised models.
+    repeated evaluations, for randomised models. With ``smoothing`` the model under test is the smoothed classifier.
     """
 
     name: str
@@ -106,6 +134,7 @@ class Suite:
     skip_certified: bool
     specs: tuple[StageSpec, ...]
     repeat: Repeat | None = None
+    smoothing: Smoothing | None = None
 
     @property
     def certifying(self) -> bool:
@@ -120,7 +149,7 @@ class Suite:
     @property
     def sha256(self) -> str:
         """Hash of everything that decides what runs."""
-        return suite_digest(self.specs, self.skip_certified, self.repeat)
+        return suite_digest(self.specs, self.skip_certified, self.repeat, self.smoothing)
 
     def stages(self) -> list[Stage]:
         """Build the plug-ins."""
@@ -142,13 +171,17 @@ class Suite:
             stages=self.specs,
             skip_certified=self.skip_certified,
             repeat=self.repeat,
+            smoothing=self.smoothing,
             adaptations=tuple(adaptations),
         )
 
 
-def suite_digest(specs: Iterable[StageSpec], skip_certified: bool, repeat: Repeat | None) -> str:
+def suite_digest(
+    specs: Iterable[StageSpec], skip_certified: bool, repeat: Repeat | None, smoothing: Smoothing | None
+) -> str:
     """Return the SHA-256 that identifies a suite."""
-    decided = {"repeat": repeat.model_dump()} if repeat else {}
+    ruling = {"repeat": repeat, "smoothing": smoothing}
+    decided = {name: rule.model_dump() for name, rule in ruling.items() if rule}
     return digest({"stages": [spec.model_dump() for spec in specs], "skip_certified": skip_certified, **decided})
 
 
@@ -169,13 +202,14 @@ def _read(path: Path) -> _SuiteFile:
         raise UsageError(f"suite file '{path}': {first_problem(error)}") from error
 
 
-def load_suite(name: str, threat: ThreatModel) -> Suite:
+def load_suite(name: str, threat: ThreatModel, smoothing: SmoothingChanges | None = None) -> Suite:
     """Read the suite called ``name``, or the TOML file of that path; keep the stages meant for ``threat``.
 
-    "standard+certified" is both, what proves first. Raises `UsageError` for unknown suites and plug-ins, and for stages
-    not defined for the threat model.
+    "standard+certified" is both, what proves first. ``smoothing`` is what the user has changed of its [smoothing].
+    Raises `UsageError` for unknown suites and plug-ins, and for stages not defined for the threat model.
     """
-    suite = _joined(name, [_content(part) for part in parts_of(name)], threat)
+    contents = [_content(part) for part in parts_of(name)]
+    suite = _joined(name, [_changed(name, part, smoothing) for part in contents] if smoothing else contents, threat)
     if not suite.specs:
         raise UsageError(f"suite '{name}' has no stage for {threat.norm.value}.")
     for stage in suite.stages():
@@ -202,12 +236,22 @@ def _content(name: str, included: bool = False) -> _SuiteFile:
     return content.model_copy(update={"stages": (*stages, *content.stages)})
 
 
+def _changed(name: str, content: _SuiteFile, changes: SmoothingChanges) -> _SuiteFile:
+    if content.smoothing is None:
+        raise UsageError(f"suite '{name}' has no [smoothing], so there is nothing to change in it.")
+    changed = {**content.smoothing.model_dump(), **changes.model_dump(exclude_none=True)}
+    try:
+        return content.model_copy(update={"smoothing": Smoothing.model_validate(changed)})
+    except ValidationError as error:
+        raise UsageError(f"suite '{name}', [smoothing]: {first_problem(error)}") from error
+
+
 def _joined(name: str, parts: list[_SuiteFile], threat: ThreatModel) -> Suite:
-    if any(part.repeat != parts[0].repeat for part in parts):
+    if any((part.repeat, part.smoothing) != (parts[0].repeat, parts[0].smoothing) for part in parts):
         raise UsageError(f"suite '{name}' joins suites that decide samples in different ways.")
     proving = sorted(parts, key=lambda part: not any(stage.certifier for stage in part.stages))
     specs: dict[str, StageSpec] = {}
-    for spec in (entry.spec() for part in proving for entry in part.stages if threat.norm in entry.norms):
+    for spec in (entry.spec(part.smoothing) for part in proving for entry in part.stages if threat.norm in entry.norms):
         if specs.setdefault(spec.name, spec) != spec:
             raise UsageError(f"suite '{name}' has two different stages called '{spec.name}'.")
     return Suite(
@@ -217,4 +261,5 @@ def _joined(name: str, parts: list[_SuiteFile], threat: ThreatModel) -> Suite:
         skip_certified=any(part.skip_certified for part in parts),
         specs=tuple(specs.values()),
         repeat=parts[0].repeat,
+        smoothing=parts[0].smoothing,
     )

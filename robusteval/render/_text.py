@@ -97,8 +97,8 @@ def cost(report: Report) -> str:
 
 
 def rulings(report: Report) -> list[str]:
-    """Say what else decided the verdicts: repeated evaluations of a randomised model, a budget of queries."""
-    said, repeat = [], report.suite.repeat
+    """Say what else decided the verdicts: votes or repeated evaluations, a budget of queries."""
+    said, repeat = _on_smoothing(report), report.suite.repeat
     if repeat:
         said.append(
             f"Each input is decided by {repeat.evaluations} fresh evaluations: it is classified correctly if most of "
@@ -111,13 +111,37 @@ def rulings(report: Report) -> list[str]:
     return said
 
 
+def _on_smoothing(report: Report) -> list[str]:
+    """Say what a report on a smoothed classifier is about, and how far its verdicts can be trusted."""
+    smoothing, sure = report.suite.smoothing, report.guarantee
+    if smoothing is None or sure is None:
+        return []
+    looks = ", ".join(map(str, smoothing.looks))
+    said = [
+        f"All numbers are about the smoothed classifier g(x) = argmax_c P(f(x + {smoothing.sigma:g} N(0, I)) = c), "
+        f"not about the network f itself, and statistical: each decision is wrong with probability at most alpha.",
+        f"An input is misclassified or adversarial only if the most frequent other class of {smoothing.n0} noisy "
+        f"copies has more votes than the label in {smoothing.n} fresh ones, beyond alpha {smoothing.alpha:g}. "
+        f"{sure.abstained} clean inputs are undecided by these votes (g abstains) and count as not wrong. Of "
+        f"{sure.decisions} decisions at most {sure.wrong_expected:.3g} are wrong on average.",
+    ]
+    if report.results.certified is None:
+        return said
+    return [
+        *said,
+        f"Certificates: {smoothing.n0} noisy copies choose the class, the looks after {looks} fresh ones share alpha "
+        f"{smoothing.alpha:g}; {sure.draws:.0f} copies per sample. Of {sure.tried} that were tried at most "
+        f"{sure.false_expected:.3g} are false on average, with 95 % confidence at most {sure.false_most}; all hold "
+        f"together with confidence {percent(sure.all_true, down=True)} (Bonferroni).",
+    ]
+
+
 def subject(report: Report) -> str:
     """Say which model, data and threat a report is about."""
-    data = report.data
+    data, smoothing = report.data, report.suite.smoothing
+    model = f"{report.model.name}, smoothed with sigma {smoothing.sigma:g}," if smoothing else report.model.name
     part = f"all {data.total}" if data.evaluated == data.total else f"the first {data.evaluated} of {data.total}"
-    return (
-        f"{report.model.name} on {data.title}, {part} {data.part} images, {report.threat.norm} eps {report.threat.eps}"
-    )
+    return f"{model} on {data.title}, {part} {data.part} images, {report.threat.norm} eps {report.threat.eps}"
 
 
 def placement(comparison: Comparison) -> str:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from robusteval.attacks.pgd import PGD
+from robusteval.attacks.smoothadv import SmoothAdv
 from robusteval.certifiers.base import Certifier
 from robusteval.models.base import Classifier
+from robusteval.smoothing import votes
 from robusteval.testing._problems import THREATS, Problem, boundary_distance, corner, linear, relu_net
 from robusteval.testing._purity import disturb, marked, require, untouched
 from robusteval.threat import ThreatModel
@@ -21,6 +23,9 @@ FACTORS = (0.3, 0.7, 0.9, 0.99, 0.999, 1.001, 1.01, 1.5, 3.0)
 EASY = 1000.0
 """A distance at which any method that deserves the name proves a linear classifier robust."""
 
+VOTES = 4000
+"""Noisy copies that say what a smoothed classifier answers."""
+
 NET_EPS = {"Linf": ("1/255", "0.02", "0.05"), "L2": ("0.05", "0.2", "0.5"), "L1": ("0.3", "1", "3")}
 
 
@@ -28,8 +33,8 @@ def check_certifier(certifier: Certifier) -> None:
     """Raise `AssertionError` unless ``certifier`` keeps the contract of `robusteval.certifiers.base.Certifier`.
 
     For every norm that it supports: nothing is proved that the closed form of a linear classifier or PGD on a random
-    ReLU net refutes, the obvious is proved, refusals have a reason, the answer repeats and everything is left as
-    found.
+    ReLU net refutes (for a smoothed classifier, SmoothAdv and the votes at its candidates), the obvious is proved,
+    refusals have a reason, the answer repeats and everything is left as found.
     """
     supported = [threat for threat in THREATS if threat.convex and certifier.supports(threat)]
     require(supported, f"{certifier} supports none of the norms {', '.join(threat.norm for threat in THREATS)}")
@@ -49,9 +54,22 @@ def _check_linear(certifier: Certifier, problem: Problem) -> None:
 
 
 def _check_net(certifier: Certifier, problem: Problem) -> None:
+    sigma = getattr(certifier, "sigma", None) if getattr(certifier, "smoothed", False) else None
+    if sigma is not None:
+        _check_smoothed_net(certifier, problem, sigma)
+        return
     found = PGD(steps=40, restarts=2)(problem.model, problem.x, problem.y, problem.threat, problem.rng).candidates
     broken = (problem.predict(found) != problem.y) & problem.threat.contains(problem.x, found)
     _check_refuted(certifier, problem, broken, "PGD")
+
+
+def _check_smoothed_net(certifier: Certifier, problem: Problem, sigma: float) -> None:
+    """Refute by many more votes than chance could turn; where attacks on the network itself err, g may be right."""
+    found = SmoothAdv(sigma)(problem.model, problem.x, problem.y, problem.threat, problem.rng).candidates
+    said = votes(problem.model, found, sigma, VOTES, problem.rng, "conformance")
+    rival = said.scatter(1, problem.y[:, None], -1).max(1).values
+    broken = rival - said.gather(1, problem.y[:, None]).squeeze(1) > 6 * VOTES**0.5
+    _check_refuted(certifier, problem, broken & problem.threat.contains(problem.x, found), "SmoothAdv")
 
 
 def _check_refuted(certifier: Certifier, problem: Problem, broken: Tensor, by: str) -> None:
