@@ -67,6 +67,5 @@ class BaB(AlphaCrown):
         outcome = decide(tree, tree.roots(rivals, margin[rivals]), threshold, limits, self.batch, self.tries)
         if outcome.point is None:
             return Certificate(outcome.proved, outcome.reason)
-        return Certificate(
-            False, "branch and bound found an error that float32 does not confirm", outcome.point.float()
-        )
+        reason = "branch and bound found an error that float32 does not confirm"
+        return Certificate(False, reason, counterexample=outcome.point.float())
