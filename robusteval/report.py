@@ -86,13 +86,18 @@ class ThreatFacts(Record):
 
 
 class StageSpec(Record):
-    """One stage of a suite, as data; a ``minimal`` one looks for the nearest adversarial input, once for every eps."""
+    """One stage of a suite, as data.
+
+    A ``minimal`` attack looks for the nearest adversarial input, once for every eps; a certifier that ``refutes`` may
+    end in an adversarial input.
+    """
 
     name: str
     kind: Literal["attack", "certifier"]
     plugin: str
     params: dict[str, Any]
     minimal: bool = False
+    refutes: bool = False
 
 
 class Repeat(Record):
@@ -268,7 +273,8 @@ class Guarantee(Record):
 
     Of ``tried`` certificates ``false_expected`` may be false on average, with 95 % confidence at most ``false_most``,
     and all that were given are true with confidence ``all_true`` (Bonferroni): a false one may be at any eps. Likewise
-    ``decisions`` on clean inputs and candidates. ``abstained`` clean inputs were not decided and count as not wrong.
+    ``decisions`` on clean inputs and candidates. ``abstained`` clean inputs were not decided and count as not wrong;
+    ``correct`` ones were shown to be right, which is the clean accuracy of Cohen et al.
     """
 
     tried: int = Field(ge=0)
@@ -278,6 +284,7 @@ class Guarantee(Record):
     decisions: int = Field(ge=0)
     wrong_expected: float = Field(ge=0)
     abstained: int = Field(ge=0)
+    correct: int = Field(ge=0)
     draws: float = Field(ge=0)
 
     @classmethod
@@ -300,6 +307,7 @@ class Guarantee(Record):
             decisions=decisions,
             wrong_expected=smoothing.alpha * decisions,
             abstained=sum(vote.clean.abstains(smoothing.alpha) for vote in votes),
+            correct=sum(vote.clean.right(smoothing.alpha) for vote in votes),
             draws=draws / len(taken) if taken else 0.0,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -15,11 +16,13 @@ from test_judge import THREAT, samples
 from torch import Tensor, nn
 
 from robusteval.attacks.pgd import PGD
+from robusteval.bounds.activations import RELU
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.domains import Domains, Tree
 from robusteval.bounds.graph import trace
 from robusteval.bounds.leaf import settled
 from robusteval.bounds.margins import Problem, tightened
+from robusteval.certifiers.alpha_crown import AlphaCrown
 from robusteval.certifiers.bab import BaB
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.probe import Probe
@@ -44,11 +47,10 @@ def around(tree: Tree, point: Tensor, shares: Tensor) -> Domains:
     Slopes and multipliers are drawn.
     """
     values = tree.problem.graph.values(point[None])
-    sides = torch.cat([values[source].flatten()[at].sign() for source, at, _ in tree.columns()])
+    sides = torch.cat([values[kinks.source].flatten()[kinks.values].sign() for kinks in tree.kinks])
     drawn_ = torch.rand(len(shares), tree.size, dtype=torch.float64)
     sign = torch.where(drawn_ < shares[:, None], sides, 0.0).to(torch.int8)
-    leaks = [node.op.leak for node in tree.problem.graph.nodes if hasattr(node.op, "leak")]
-    low = max(leak for leak in leaks if leak is not None)
+    low = torch.tensor([kinks.leak for kinks in tree.kinks for _ in kinks.values], dtype=torch.float64)
     slope = low + (1 - low) * torch.rand_like(drawn_)
     push = torch.rand_like(drawn_) * 10 ** torch.empty(len(shares), 1).uniform_(-3, 1)
     rival = torch.zeros(len(shares), dtype=torch.long)
@@ -162,6 +164,8 @@ def test_limits_are_reasons() -> None:
 class Claim:
     """A certifier that claims counter-examples."""
 
+    refutes = True
+
     def __init__(self, shift: float) -> None:
         self.shift = shift
 
@@ -248,3 +252,76 @@ def test_marabou_agrees(seed: int) -> None:
         said = marabou_says(net.double(), ball.take(torch.tensor([i])), int(y[i]))
         assert set(said) <= {"sat", "unsat"}
         assert certificate.proved is (set(said) == {"unsat"})
+
+
+class TwoKinks(nn.Module):
+    """ReLU and LeakyReLU of the same values, so that a lower slope for one is none for the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(16, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.first(x.flatten(1))
+        return self.last(torch.relu(self.second(torch.cat([torch.relu(z), nn.functional.leaky_relu(z, 0.8)], 1))))
+
+
+def touching() -> nn.Module:
+    """Return a network whose first kinks have a lower bound of 0 up to rounding where pixels are black."""
+    front = nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        front.weight.fill_(0.3081)
+        front.bias.fill_(0.4914)
+    tail = [nn.ReLU(), nn.Flatten(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)]
+    return nn.Sequential(Shifted(), front, *tail)
+
+
+class Shifted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.4914) / 0.3081
+
+
+@pytest.mark.parametrize(("make", "value"), [(TwoKinks, 0.5), (touching, 0.0)])
+def test_no_slope_is_chosen_where_none_is_free(make: Any, value: float) -> None:
+    """What is found after the ascent never exceeds the margin at a point of the ball."""
+    for seed in range(30):
+        torch.manual_seed(seed)
+        net, x = make().double().eval(), torch.full((1, 1, 2, 4), value, dtype=torch.float64)
+        ball = Ball.around(x, Norm.LINF, 0.5)
+        with torch.no_grad():
+            y = net(x).argmax(1)
+            tree = tree_of(net, ball, y)
+            roots = tree.roots(torch.tensor([0]), torch.tensor([-math.inf], dtype=torch.float64))
+            low = tree.bounded(roots, math.inf, steps=30).low
+            points = ball.x + torch.cat([drawn(ball, 300), ball.low[None], ball.high[None]])
+            least = all_margins(tree.problem.graph, points, y).amin(0)[:, 0]
+        assert between(low, least, torch.full_like(low, math.inf)), (seed, low - least)
+
+
+def test_bounds_that_cross_make_planes_of_no_use() -> None:
+    planes = RELU.planes(torch.tensor([1.0, -1.0]), torch.tensor([-1.0, -3.0]))
+    assert planes.high.isnan().all()
+    assert planes.high_slope.isnan().all()
+
+
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2, Norm.L1])
+def test_networks_without_kinks_are_decided_where_planes_are_exact(norm: Norm) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 3, 3)
+    for net in (nn.Sequential(nn.Flatten(), nn.Linear(9, 3)), nn.Sequential(nn.Flatten(), nn.Linear(9, 3), nn.Tanh())):
+        with torch.no_grad():
+            y = net(x).argmax(1)
+        found = BaB()(net.eval(), x, y, ThreatModel(norm, Fraction(1, 2), "0.5"), RNG)
+        assert all(one.proved or one.counterexample is not None or one.reason for one in found)
+        if len(net) == 2:
+            assert all(one.proved is (one.counterexample is None) for one in found)
+
+
+def test_a_search_without_memory_keeps_the_proofs_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, x, y, threat = small(10)
+    before = [one.proved for one in AlphaCrown()(net, x, y, threat, RNG)]
+    assert sorted(before) == [False, True]
+    monkeypatch.setattr("robusteval.bounds.domains.COPIES", 10**12)
+    after = BaB()(net, x, y, threat, RNG)
+    assert [one.proved for one in after] == before
+    assert next(one.reason for one in after if not one.proved).startswith("memory")

@@ -411,7 +411,7 @@ def test_penalties_are_finite_while_the_ball_is_a_point() -> None:
         ("crown_ibp", {"beta_end": -1}, "beta_end = -1.0 is not a fraction"),
         ("sabr", {"lam": 0}, "lam = 0.0 must be finite and above 0"),
         ("mtl_ibp", {"alpha": 2}, "alpha = 2.0 is not a fraction"),
-        ("gaussian", {"sigma": -1}, "sigma = -1.0 cannot weight"),
+        ("gaussian", {"sigma": -1}, "sigma = -1.0 is no level of noise"),
         ("consistency", {"samples": 0}, "samples = 0 is not a number of steps"),
     ],
 )

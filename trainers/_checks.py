@@ -17,6 +17,12 @@ def require_weight(name: str, value: float) -> None:
         raise ValueError(f"{name} = {value} cannot weight a loss; choose a finite number of at least 0")
 
 
+def require_noise(name: str, value: float) -> None:
+    """Raise `ValueError` unless ``value`` can be a standard deviation."""
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} = {value} is no level of noise; choose a finite number of at least 0")
+
+
 def require_fraction(name: str, value: float) -> None:
     """Raise `ValueError` unless ``value`` is a fraction of a whole."""
     if not 0 <= value <= 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Ramped:
     ``scale`` times eps, which it has from the fraction ``ramp`` on. ``l1`` weights the sum of the absolute weights of
     all layers, ``regularisation`` what Shi et al. add while the radius grows.
     """
+
+    suite: ClassVar[str] = "certified"
 
     warmup: float = 0.01
     ramp: float = 0.5

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from robusteval.training.objective import Loss, StepContext
 
-from ._checks import require_steps, require_weight
+from ._checks import require_noise, require_steps, require_weight
 from ._noise import mean_fit, noises, noisy_logits
 
 
@@ -22,13 +23,15 @@ class Consistency:
     `gaussian`. Published for CIFAR-10: two draws, eta 0.5, lam 20 at sigma 0.25 and 10 at 0.5 and 1.
     """
 
+    suite: ClassVar[str] = "smoothing"
+
     sigma: float = 0.25
     samples: int = 2
     lam: float = 20.0
     eta: float = 0.5
 
     def __post_init__(self) -> None:
-        require_weight("sigma", self.sigma)
+        require_noise("sigma", self.sigma)
         require_steps("samples", self.samples)
         require_weight("lam", self.lam)
         require_weight("eta", self.eta)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from robusteval.training.objective import Loss, StepContext
 
-from ._checks import require_steps, require_weight
+from ._checks import require_noise, require_steps
 from ._noise import mean_fit, noises, noisy_logits
 
 
@@ -19,11 +20,13 @@ class Gaussian:
     used by validation alone. sigma is one of 0.12, 0.25, 0.5 and 1 in the paper, with one draw.
     """
 
+    suite: ClassVar[str] = "smoothing"
+
     sigma: float = 0.25
     samples: int = 1
 
     def __post_init__(self) -> None:
-        require_weight("sigma", self.sigma)
+        require_noise("sigma", self.sigma)
         require_steps("samples", self.samples)
 
     def __call__(self, ctx: StepContext) -> Loss:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from robusteval.attacks._steps import ascend
 from robusteval.training.objective import Loss, StepContext
 
-from ._checks import require_fraction, require_steps, require_weight
+from ._checks import require_fraction, require_noise, require_steps
 from ._noise import mean_fit, noises, noisy_logits
 
 
@@ -30,13 +31,15 @@ class SmoothAdv:
     ``samples`` times as many.
     """
 
+    suite: ClassVar[str] = "smoothing"
+
     sigma: float = 0.25
     samples: int = 2
     steps: int = 10
     warmup: float = 1 / 15
 
     def __post_init__(self) -> None:
-        require_weight("sigma", self.sigma)
+        require_noise("sigma", self.sigma)
         require_steps("samples", self.samples)
         require_steps("steps", self.steps)
         require_fraction("warmup", self.warmup)

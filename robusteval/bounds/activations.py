@@ -57,7 +57,8 @@ class Activation:
 
 def _kinked(lower: Tensor, upper: Tensor, leak: float, parallel: bool) -> Planes:
     """Bound ``max(leak z, z)``: by itself where its sign is known, else by the chord and a line through 0."""
-    lower = torch.where(lower <= upper + SLACK * (1 + upper.abs()), lower, torch.nan)  # NaN bounds must prove nothing
+    sane = lower <= upper + SLACK * (1 + upper.abs())
+    lower, upper = torch.where(sane, lower, torch.nan), torch.where(sane, upper, torch.nan)  # which prove nothing
     unstable = ~((lower >= 0) | (upper <= 0))
     width = torch.where(unstable, upper - lower, 1.0)
     chord = (upper - leak * lower) / width

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusteval.bounds.activations import Activation
+from robusteval.bounds.activations import Activation, Planes
 from robusteval.bounds.backward import AnyPlanes, Relaxation, least, pull
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.nodes import Graph
@@ -77,12 +77,18 @@ def adam(value: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], step: int,
     return torch.where(grad == 0, value, moved)
 
 
+def undecided_kinks(planes: AnyPlanes) -> Tensor:
+    """Return where (N, *shape) a kink's planes differ, so that its lower slope may be chosen."""
+    assert isinstance(planes, Planes)
+    return (planes.high != 0) & (planes.high_slope < 1)
+
+
 def _free(graph: Graph, start: int, planes: Mapping[int, AnyPlanes], owner: Tensor) -> dict[int, Tensor]:
     """Return, by node up to ``start``, which slopes (P, *shape) may be chosen: those of undecided kinks."""
     found = {}
     for place, node in enumerate(graph.nodes[: start + 1]):
         if isinstance(node.op, Activation) and node.op.leak is not None:
-            undecided = (planes[place].high != 0) & (planes[place].high_slope < 1)
+            undecided = undecided_kinks(planes[place])
             if undecided[owner].any():
                 found[place] = undecided[owner]
     return found

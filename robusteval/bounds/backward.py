@@ -108,8 +108,10 @@ def _through_activation(planes: Planes, a: Tensor, owner: Tensor, slopes: Tensor
     Most activations are stable, so the correction touches few values.
     """
     low_slope = planes.low_slope[owner] if slopes is None else slopes
-    samples = torch.unique(owner)
-    bent = planes.bent[samples].any(0).flatten().nonzero().squeeze(1)
+    bent = planes.bent[torch.unique(owner)].any(0)
+    if slopes is not None:
+        bent = bent | (slopes != planes.high_slope[owner]).any(0)
+    bent = bent.flatten().nonzero().squeeze(1)
     earlier = (a * low_slope).flatten(1)
     part, gap = a.flatten(1)[:, bent], _at(planes.high_slope, owner, bent) - low_slope.flatten(1)[:, bent]
     up = torch.relu(part)

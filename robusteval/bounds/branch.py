@@ -16,13 +16,16 @@ from robusteval.bounds.domains import Domains, Tree, joined
 from robusteval.bounds.leaf import settled
 from robusteval.bounds.margins import Problem
 
+PER_KINK = 34
+"""Bytes that a domain in the queue takes per kink: its sign, slope and multiplier, and a copy of them."""
+
 DESCENTS = 5
 """Steps to the minimum of the network's linearisation, from each point where a bound is attained."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a sample is given up: after so many ``domains`` were bounded, or ``seconds``."""
+    """When a sample is given up: after the ascent for so many ``domains``, or ``seconds``."""
 
     domains: int
     seconds: float
@@ -46,13 +49,13 @@ def decide(tree: Tree, roots: Domains, enough: float, limits: Limits, batch: int
     began, visited, doubt = time.monotonic(), len(roots), ""
     queue, lowest, point = roots, torch.inf, None
     while len(queue):
-        if visited >= limits.domains or time.monotonic() - began > limits.seconds:
-            limit = "subproblems" if visited >= limits.domains else "seconds"
+        limit = _reached(limits, visited, time.monotonic() - began, queue, tree)
+        if limit:
             worst = f"bound {float(queue.low.min()):.3g} and {len(queue)} of {visited} subproblems left"
             doubt = f"out of {limit}: {worst}"
             break
         order = queue.low.argsort(stable=True)
-        size = max(1, min(batch, tree.batch // (2 * tries)))
+        size = max(1, min(batch, tree.batch // 2))
         taken, queue = queue.take(order[:size]), queue.take(order[size:])
         insight = tree.insight(taken)
         ended = (taken.sign != 0).all(1)
@@ -72,6 +75,15 @@ def decide(tree: Tree, roots: Domains, enough: float, limits: Limits, batch: int
     if lowest < 0:
         return Outcome(False, point, "")
     return Outcome(not doubt, None, doubt)
+
+
+def _reached(limits: Limits, visited: int, seconds: float, queue: Domains, tree: Tree) -> str:
+    """Return which limit the search has come to, or nothing."""
+    if visited >= limits.domains:
+        return "subproblems"
+    if len(queue) * tree.size * PER_KINK > tree.problem.memory:
+        return "memory"
+    return "seconds" if seconds > limits.seconds else ""
 
 
 def _chosen(tree: Tree, domains: Domains, gap: Tensor, tries: int) -> Tensor:

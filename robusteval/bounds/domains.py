@@ -6,7 +6,6 @@ each such constraint has a multiplier of at least 0. All slopes and multipliers 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -14,11 +13,14 @@ import torch
 from torch import Tensor
 
 from robusteval.bounds.activations import Activation, Planes
-from robusteval.bounds.alpha import adam
+from robusteval.bounds.alpha import adam, undecided_kinks
 from robusteval.bounds.backward import AnyPlanes, Relaxation, least, pull, relax
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.interval import Bounds
-from robusteval.bounds.margins import BYTES, TENSORS, MemoryBudgetError, Problem
+from robusteval.bounds.margins import BYTES, MemoryBudgetError, Problem
+
+COPIES = 16
+"""Tensors of the whole network's size that a domain needs at once: its bounds, planes, slopes, autograd's copies."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,21 @@ class Insight:
 
 
 @dataclass(frozen=True)
+class Kinks:
+    """Values of one node, the argument of the activations ``places``, that may have either sign.
+
+    ``values`` are their places in the node (flat), ``columns`` those among all U; ``leak`` is the smallest lower slope
+    that is sound for all of these activations.
+    """
+
+    source: int
+    places: tuple[int, ...]
+    values: Tensor
+    columns: slice
+    leak: float
+
+
+@dataclass(frozen=True)
 class Tree:
     """What all domains of one sample share: the problem, of one sample, and ``bounds`` of all its values.
 
@@ -84,46 +101,41 @@ class Tree:
     decay: float = 0.98
 
     @cached_property
-    def sources(self) -> dict[int, Tensor]:
-        """The arguments of kinks, by node, and which of their values (flat) are of either sign."""
-        found = {}
-        for node in self.problem.graph.nodes:
-            if isinstance(node.op, Activation) and node.op.leak is not None and node.inputs[0] not in found:
-                lower, upper = (bound.flatten() for bound in self.bounds[node.inputs[0]])
-                found[node.inputs[0]] = ((lower < 0) & (upper > 0)).nonzero().squeeze(1)
-        return {place: values for place, values in found.items() if len(values)}
-
-    @cached_property
-    def kinks(self) -> dict[int, int]:
-        """The activations with kinks, each with the node that is its argument."""
-        nodes = enumerate(self.problem.graph.nodes)
-        kinked = (
-            (place, node) for place, node in nodes if isinstance(node.op, Activation) and node.op.leak is not None
-        )
-        return {place: node.inputs[0] for place, node in kinked if node.inputs[0] in self.sources}
+    def kinks(self) -> tuple[Kinks, ...]:
+        """All that can be split, node by node."""
+        arguments: dict[int, list[int]] = {}
+        for place, node in enumerate(self.problem.graph.nodes):
+            if isinstance(node.op, Activation) and node.op.leak is not None:
+                arguments.setdefault(node.inputs[0], []).append(place)
+        found, first, planes = [], 0, relax(self.problem.graph, self.bounds)
+        for source, places in arguments.items():
+            undecided = torch.stack([undecided_kinks(_planes(planes, place)) for place in places]).all(0)
+            values = undecided.flatten().nonzero().squeeze(1)
+            leak = max(float(self.problem.graph.nodes[place].op.leak) for place in places)  # type: ignore[union-attr, arg-type]
+            if len(values):
+                found.append(Kinks(source, tuple(places), values, slice(first, first + len(values)), leak))
+                first += len(values)
+        return tuple(found)
 
     @property
     def size(self) -> int:
         """The number U of kinks that can be split."""
-        return sum(len(values) for values in self.sources.values())
+        return sum(len(kinks.values) for kinks in self.kinks)
 
     @cached_property
     def batch(self) -> int:
         """How many domains fit into the memory allowed."""
         values = sum(node.size for node in self.problem.graph.nodes)
-        fits = self.problem.memory // (TENSORS * values * BYTES)
+        fits = self.problem.memory // (COPIES * values * BYTES)
         if fits < 1:
-            raise MemoryBudgetError(f"memory: one subproblem needs {TENSORS * values * BYTES / 2**20:.0f} MiB")
+            raise MemoryBudgetError(f"memory: one subproblem needs {COPIES * values * BYTES / 2**20:.0f} MiB")
         return fits
 
     def roots(self, rivals: Tensor, low: Tensor) -> Domains:
         """Return the whole ball, for each of the ``rivals`` (D,) whose margins are at least ``low`` (D,)."""
-        zeros = low.new_zeros(len(rivals), self.size)
-        planes, parts = relax(self.problem.graph, self.bounds), []
-        for source, values in self.sources.items():
-            place = next(place for place, argument in self.kinks.items() if argument == source)
-            parts.append(_planes(planes, place).low_slope.flatten()[values])
-        slope = torch.cat([low.new_zeros(0), *parts]).expand_as(zeros)
+        zeros, planes = low.new_zeros(len(rivals), self.size), relax(self.problem.graph, self.bounds)
+        parts = [_planes(planes, kinks.places[0]).low_slope.flatten()[kinks.values] for kinks in self.kinks]
+        slope = torch.maximum(torch.cat([low.new_zeros(0), *parts]), self._leak).expand_as(zeros)
         return Domains(rivals, zeros.to(torch.int8), slope, zeros, low)
 
     def bounded(self, domains: Domains, enough: float, steps: int | None = None) -> Domains:
@@ -153,9 +165,7 @@ class Tree:
     @cached_property
     def _leak(self) -> Tensor:
         """The smallest lower slope (U,) of each kink."""
-        leaks = {source: self.problem.graph.nodes[place].op.leak for place, source in self.kinks.items()}  # type: ignore[union-attr]
-        parts = [[float(leaks[source] or 0)] * len(values) for source, values in self.sources.items()]
-        return self.problem.ball.x.new_tensor([leak for part in parts for leak in part])
+        return self.problem.ball.x.new_tensor([kinks.leak for kinks in self.kinks for _ in kinks.values])
 
     def low(self, domains: Domains) -> Tensor:
         """Return the lower bounds (D,) that the slopes and multipliers give."""
@@ -177,40 +187,35 @@ class Tree:
             if node.nonlinear:
                 source = node.inputs[0]
                 own[source] = tuple(bound.expand(len(domains), *bound.shape[1:]) for bound in self.bounds[source])  # type: ignore[assignment]
-        for source, values, columns in self.columns():
-            sign = domains.sign[:, columns]
-            lower, upper = (bound.flatten(1).clone() for bound in own[source])
-            lower[:, values] = torch.where(sign > 0, 0.0, lower[:, values])
-            upper[:, values] = torch.where(sign < 0, 0.0, upper[:, values])
-            shape = self.problem.graph.nodes[source].shape
-            own[source] = lower.view(-1, *shape), upper.view(-1, *shape)
+        for kinks in self.kinks:
+            sign = domains.sign[:, kinks.columns]
+            lower, upper = (bound.flatten(1).clone() for bound in own[kinks.source])
+            lower[:, kinks.values] = torch.where(sign > 0, 0.0, lower[:, kinks.values])
+            upper[:, kinks.values] = torch.where(sign < 0, 0.0, upper[:, kinks.values])
+            shape = self.problem.graph.nodes[kinks.source].shape
+            own[kinks.source] = lower.view(-1, *shape), upper.view(-1, *shape)
         return relax(self.problem.graph, own)
-
-    def columns(self) -> Iterator[tuple[int, Tensor, slice]]:
-        """Yield each argument's node, its undecided values, and their places among the U kinks."""
-        first = 0
-        for source, values in self.sources.items():
-            yield source, values, slice(first, first + len(values))
-            first += len(values)
 
     def _low(self, domains: Domains, planes: dict[int, AnyPlanes]) -> tuple[Tensor, Tensor]:
         """Return lower bounds (D,) of the margins, and their coefficients (D, *shape) at the input."""
         slopes, pushes = {}, {}
-        for source, values, columns in self.columns():
-            places = [place for place, argument in self.kinks.items() if argument == source]
-            free = domains.sign[:, columns] == 0
-            for place in places:
-                base = _planes(planes, place).low_slope
-                flat = base.flatten(1)
-                chosen = torch.where(free, domains.slope[:, columns], flat[:, values])
-                slopes[place] = flat.index_copy(1, values, chosen).view_as(base)
-            push = -domains.sign[:, columns] * domains.push[:, columns]
-            pushes[places[0]] = torch.zeros_like(flat).index_copy(1, values, push).view_as(base)
+        for kinks in self.kinks:
+            sign, chosen = domains.sign[:, kinks.columns], domains.slope[:, kinks.columns]
+            for place in kinks.places:
+                base = _planes(planes, place).low_slope.flatten(1)
+                slope = torch.where(sign == 0, chosen, base[:, kinks.values])
+                slopes[place] = self._placed(kinks, base, slope)
+            push = -sign * domains.push[:, kinks.columns]
+            pushes[kinks.places[0]] = self._placed(kinks, torch.zeros_like(base), push)
         owner = torch.arange(len(domains), device=domains.low.device)
         queries = {self.problem.last: self.problem.queries[domains.rival]}
         reached, constant = pull(self.problem.graph, queries, owner, Relaxation(planes, slopes, pushes))
         a = reached[0] if 0 in reached else self.problem.ball.x.new_zeros(len(domains), *self.problem.ball.x.shape[1:])
         return least({0: a}, constant, owner, self._balls(len(domains))), a
+
+    def _placed(self, kinks: Kinks, base: Tensor, part: Tensor) -> Tensor:
+        """Return ``base`` (D, V) with the values of the kinks replaced by ``part``, in the shape of their node."""
+        return base.index_copy(1, kinks.values, part).view(-1, *self.problem.graph.nodes[kinks.source].shape)
 
     def _balls(self, count: int) -> Ball:
         return self.problem.ball.take(torch.zeros(count, dtype=torch.long, device=self.problem.y.device))
@@ -219,15 +224,16 @@ class Tree:
         """Return where the bounds are attained, and which kinks they suffer from."""
         planes = self.relaxed(domains)
         with torch.enable_grad():
-            above = {place: _planes(planes, place).high.clone().requires_grad_() for place in self.kinks}
+            places = [place for kinks in self.kinks for place in kinks.places]
+            above = {place: _planes(planes, place).high.clone().requires_grad_() for place in places}
             watched = {place: replace(_planes(planes, place), high=high) for place, high in above.items()}
             low, a = self._low(domains, {**planes, **watched})
             grads = torch.autograd.grad(low.sum(), list(above.values()), allow_unused=True) if above else ()
+        lost = {place: grad for place, grad in zip(above, grads, strict=True) if grad is not None}
         gap = torch.zeros_like(domains.slope)
-        for (place, high), grad in zip(above.items(), grads, strict=True):
-            if grad is not None:
-                columns, values = next((at, of) for source, of, at in self.columns() if source == self.kinks[place])
-                gap[:, columns] -= (grad * high.detach()).flatten(1)[:, values]
+        for kinks in self.kinks:
+            for place in lost.keys() & set(kinks.places):
+                gap[:, kinks.columns] -= (lost[place] * above[place].detach()).flatten(1)[:, kinks.values]
         owner = torch.arange(len(domains), device=domains.low.device)
         point = self._balls(len(domains)).minimiser(a.detach(), owner)
         return Insight(point, torch.where(domains.sign == 0, gap, -1.0))

@@ -33,6 +33,8 @@ def settled(tree: Tree, leaf: Domains, enough: float) -> tuple[Domains, Tensor]:
     A bound from those multipliers is as sound as from any others, so nothing rests on the solver.
     """
     program = _program(tree, leaf)
+    if not all(part.isfinite().all() for part in program):
+        return leaf, tree.problem.ball.x
     if tree.problem.ball.norm is Norm.L2:
         multipliers, point = _smoothed(tree.problem.ball, program, enough)
     else:
@@ -48,6 +50,8 @@ def _smoothed(ball: Ball, program: Program, enough: float) -> tuple[Tensor, Tens
     The square of the distance is added, in a share that changes the optimum by less than half of ``enough``.
     """
     goal, constant, rows, offsets = program
+    if not len(rows):
+        return offsets, ball.minimiser(goal.view_as(ball.x), torch.zeros(1, dtype=torch.long, device=goal.device))
     one, curvature = torch.zeros(1, dtype=torch.long, device=ball.x.device), enough / ball.radius**2
 
     def at(values: numpy.ndarray) -> tuple[Tensor, Tensor]:
@@ -106,13 +110,13 @@ def _program(tree: Tree, leaf: Domains) -> Program:
 
     goal, constant = back(tree.problem.last, tree.problem.queries[leaf.rival])
     parts = []
-    for source, values, columns in tree.columns():
-        sign = leaf.sign[0, columns]
+    for kinks in tree.kinks:
+        sign, node = leaf.sign[0, kinks.columns], graph.nodes[kinks.source]
         fixed = sign.nonzero().squeeze(1)
         if len(fixed):
-            unit = shape.new_zeros(len(fixed), graph.nodes[source].size)
-            unit[torch.arange(len(fixed)), values[fixed]] = sign[fixed].to(unit)
-            parts.append(back(source, unit.view(-1, *graph.nodes[source].shape)))
+            unit = shape.new_zeros(len(fixed), node.size)
+            unit[torch.arange(len(fixed)), kinks.values[fixed]] = sign[fixed].to(unit)
+            parts.append(back(kinks.source, unit.view(-1, *node.shape)))
     empty = shape.new_zeros(0, goal.shape[1]), shape.new_zeros(0)
     rows, offsets = (torch.cat(column) for column in zip(empty, *parts, strict=True))
     return goal[0], constant, rows, offsets

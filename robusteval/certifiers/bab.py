@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from robusteval.bounds.branch import Limits, decide
 from robusteval.bounds.domains import Tree
 from robusteval.bounds.interval import Bounds
-from robusteval.bounds.margins import Problem
+from robusteval.bounds.margins import MemoryBudgetError, Problem
 from robusteval.certifiers._margins import enough, judged
 from robusteval.certifiers.alpha_crown import AlphaCrown
 from robusteval.rng import SampleRng
@@ -27,6 +28,8 @@ class BaB(AlphaCrown):
     machine, and only whether it is open). ``batch`` subproblems are split at once, at the best of ``tries`` places,
     and bounded in ``split_steps`` of ascent. ``memory`` is what the largest step may take, in MiB.
     """
+
+    refutes: ClassVar[bool] = True
 
     domains: int = 20000
     seconds: float = 10.0
@@ -64,7 +67,10 @@ class BaB(AlphaCrown):
         threshold, margin = float(enough(own)), margins[row]
         rivals = (~(margin > threshold)).nonzero().squeeze(1)
         limits = Limits(self.domains, self.seconds or torch.inf)
-        outcome = decide(tree, tree.roots(rivals, margin[rivals]), threshold, limits, self.batch, self.tries)
+        try:
+            outcome = decide(tree, tree.roots(rivals, margin[rivals]), threshold, limits, self.batch, self.tries)
+        except MemoryBudgetError as error:
+            return Certificate(False, str(error))
         if outcome.point is None:
             return Certificate(outcome.proved, outcome.reason)
         reason = "branch and bound found an error that float32 does not confirm"

@@ -15,8 +15,8 @@ from robusteval.verdict import Certificate, Sampling
 class Certifier(Protocol):
     """A certifier plug-in: a frozen dataclass of hyper-parameters, under the same rules as an attack.
 
-    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``. A
-    counter-example is a claim that the harness checks, as it does an attack's.
+    Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``. One
+    that may end in a counter-example says so by an attribute ``refutes``; the harness checks it as it does an attack's.
     """
 
     def __call__(

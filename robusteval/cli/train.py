@@ -91,7 +91,7 @@ def command(
             return
         result = _lead(plan, run, fresh, board, stop_after)
     training_curves(result.history, f"{plan.name}: {plan.info.title}, {plan.threat}", folder / "training.png")
-    _print_result(result, plan.config.epochs, as_json)
+    _print_result(result, plan, as_json)
 
 
 def _lead(plan: Plan, run: RunDir, fresh: bool, board: bool, stop_after: int | None) -> TrainResult:
@@ -209,7 +209,8 @@ def _print_plan(plan: Plan, folder: Path, as_json: bool) -> None:
     )
 
 
-def _print_result(result: TrainResult, epochs: int, as_json: bool) -> None:
+def _print_result(result: TrainResult, plan: Plan, as_json: bool) -> None:
+    epochs = plan.config.epochs
     best, model = result.best, result.path / "best"
     if as_json:
         record = {"status": result.status, "epoch": result.epochs, "epochs": epochs, "best": best, "model": str(model)}
@@ -220,4 +221,13 @@ def _print_result(result: TrainResult, epochs: int, as_json: bool) -> None:
     click.echo(f"model: {model}")
     if result.status == "stopped":
         click.echo("the same command goes on from here")
-    click.echo(f"next:  {program()} evaluate --model {shlex.quote(str(model))} --suite standard")
+    click.echo(f"next:  {program()} evaluate --model {shlex.quote(str(model))} {_next_suite(plan)}")
+
+
+def _next_suite(plan: Plan) -> str:
+    """Return the flags of the suite that asks what the objective trains for."""
+    objective = plan.objective
+    suite = getattr(objective, "suite", "standard")
+    if suite != "smoothing":
+        return f"--suite {suite}"
+    return f"--suite smoothing --norm L2 --eps {objective.sigma:g} --set smoothing.sigma={objective.sigma:g}"  # type: ignore[attr-defined]

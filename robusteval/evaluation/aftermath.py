@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from robusteval.attacks._loose import looseness
 from robusteval.evaluation.flags import square_check
 from robusteval.evaluation.suite import Stage, Suite, is_gradient_free
-from robusteval.report import Finding, Origin, Results, Severity, StageResult
+from robusteval.report import Finding, Guarantee, Origin, Results, Severity, StageResult
 from robusteval.threat import Norm
 
 LIBRARIES: Mapping[str, Origin] = {"autoattack": "autoattack", "foolbox": "foolbox"}
@@ -92,6 +92,14 @@ def _loose_alone(suite: Suite, norm: Norm) -> Iterator[Finding]:
         message = f"Each attack of the suite is known to miss adversarial inputs well within {norm.value} eps: {names}."
         advice = "The true accuracy may be far lower; attacks/quarantine.toml says why. Add others where you can."
         yield _finding("loose-attacks-alone", "warning", message, advice)
+
+
+def abstentions(guarantee: Guarantee, samples: int) -> Iterator[Finding]:
+    """Yield a finding where a smoothed classifier leaves many of the ``samples`` undecided."""
+    if guarantee.abstained > FEW * samples:
+        message = f"The smoothed classifier abstains on {guarantee.abstained} of {samples} clean inputs."
+        advice = "They count as not wrong; Cohen et al. count them as wrong. A smaller sigma or more votes decide more."
+        yield _finding("abstentions", "warning", message, advice)
 
 
 def _finding(name: str, severity: Severity, message: str, advice: str) -> Finding:

@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from robusteval.evaluation.aftermath import aftermath
+from robusteval.evaluation.aftermath import abstentions, aftermath
 from robusteval.evaluation.chunks import chunk_path, load_chunk, merge_stages
 from robusteval.evaluation.compare import compare
 from robusteval.evaluation.curve import curve
@@ -61,6 +61,8 @@ def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], 
         *findings,
         *aftermath(results, stages, broken, plan.suite, plan.split.info.num_classes, plan.threat.norm),
     ]
+    guarantee = Guarantee.of(rows, stages, plan.suite.smoothing) if plan.suite.smoothing else None
+    findings += abstentions(guarantee, len(rows)) if guarantee else ()
     refuse_unless_allowed(findings, plan.config.allow)
     model, data = _model_facts(plan), _data_facts(plan)
     with deterministic(threads=1):  # as the chunks were judged
@@ -82,7 +84,7 @@ def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], 
         suite=plan.suite.facts(adaptations),
         results=results,
         curve=points,
-        guarantee=Guarantee.of(rows, stages, plan.suite.smoothing) if plan.suite.smoothing else None,
+        guarantee=guarantee,
         stages=stages,
         findings=tuple(findings),
         baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results, plan.config.queries),

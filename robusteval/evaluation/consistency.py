@@ -20,14 +20,6 @@ from robusteval.verdict import Verdict
 
 RATES = ("clean", "empirical", "certified")
 
-CLOSERS: Mapping[Verdict, tuple[str | None, ...]] = {
-    Verdict.MISCLASSIFIED: (None,),
-    Verdict.BROKEN: ("attack", "certifier"),
-    Verdict.UNKNOWN: (None,),
-    Verdict.CERTIFIED: ("certifier",),
-}
-"""Verdict -> the kinds of stages that can reach it."""
-
 
 def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     if len(rows) != report.data.evaluated:
@@ -38,13 +30,34 @@ def _check_rows(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         if row.id != position:
             yield f"{SAMPLES} line {position + 1} is sample {row.id}; the first samples in order are expected"
             break
-    stages = {stage.name: stage.kind for stage in report.stages}
+    able = _able(report)
     for row in rows:
-        yield from (f"sample {row.id}: {problem}" for problem in _check_row(row, report, stages))
-        yield from (f"sample {row.id}: {problem}" for problem in _check_levels(row, report, stages))
+        yield from (f"sample {row.id}: {problem}" for problem in _check_row(row, report, able))
+        yield from (f"sample {row.id}: {problem}" for problem in _check_levels(row, report, able))
 
 
-def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Iterator[str]:
+def _able(report: Report) -> dict[str, set[Verdict]]:
+    """Return the verdicts that each turn can reach."""
+    refuting = {spec.name for spec in report.suite.stages if spec.refutes}
+    able = {}
+    for turn in report.stages:
+        broken = {Verdict.BROKEN} if turn.kind == "attack" or _stage(turn) in refuting else set()
+        able[turn.name] = broken | ({Verdict.CERTIFIED} if turn.kind == "certifier" else set())
+    return able
+
+
+def _stage(turn: StageResult) -> str:
+    return turn.name.removesuffix(f"@{turn.eps}")
+
+
+def _reached(verdict: Verdict, closer: str | None, able: Mapping[str, set[Verdict]]) -> bool:
+    """Whether ``closer`` can reach a verdict; what is misclassified or open was closed by none."""
+    if closer is None:
+        return verdict in (Verdict.MISCLASSIFIED, Verdict.UNKNOWN)
+    return verdict in able.get(closer, ())
+
+
+def _check_row(row: SampleRow, report: Report, able: Mapping[str, set[Verdict]]) -> Iterator[str]:
     classes, correct = len(report.data.classes), row.prediction == row.label
     if max(row.label, row.prediction, row.adv_prediction or 0) >= classes:
         yield f"names a class beyond the {classes} of the data"
@@ -53,12 +66,12 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
         yield f"is {row.verdict} with label {row.label} and prediction {row.prediction}"
     if (correct and row.margin < 0) or (not correct and row.margin > 0):
         yield f"has margin {row.margin} with label {row.label} and prediction {row.prediction}"
-    if stages.get(row.stage or "") not in CLOSERS[row.verdict]:
+    if not _reached(row.verdict, row.stage, able):
         yield f"is {row.verdict} by stage '{row.stage}'"
     doubts = {turn.name for turn in report.stages if turn.undecided}
     undecided = [
         f"{name}: {'' if kind == 'certifier' else LEADING if smoothing else DOUBTFUL}"
-        for name, kind in stages.items()
+        for name, kind in ((turn.name, turn.kind) for turn in report.stages)
         if kind == "certifier" or name in doubts
     ]
     unfounded = (SURVIVED, UNDECIDED) if smoothing else (SURVIVED,)
@@ -68,12 +81,12 @@ def _check_row(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Ite
     yield from _check_witness_facts(row, report)
 
 
-def _check_levels(row: SampleRow, report: Report, stages: Mapping[str, str]) -> Iterator[str]:
+def _check_levels(row: SampleRow, report: Report, able: Mapping[str, set[Verdict]]) -> Iterator[str]:
     """Check a sample at each budget of the curve: a break holds for all larger ones, a proof for all smaller."""
     if len(row.stages) != len(report.curve):
         yield f"tells of {len(row.stages)} budgets, the report of {len(report.curve)}"
         return
-    order = {name: place for place, name in enumerate(stages)}
+    order = {name: place for place, name in enumerate(able)}
     levels = list(zip(report.curve, row.stages, strict=True))
     verdicts = [verdict_at(row, closer, point.radius) for point, closer in levels]
     broke = [verdict is Verdict.BROKEN for verdict in verdicts]
@@ -83,11 +96,22 @@ def _check_levels(row: SampleRow, report: Report, stages: Mapping[str, str]) -> 
     proved = [verdict is Verdict.CERTIFIED for verdict in verdicts]
     if any(not smaller and larger for smaller, larger in pairwise(proved)):
         yield "is proved robust at an eps, but not at a smaller one"
+    own = dict(zip((point.eps for point in report.curve), verdicts, strict=True))
+    serving = {spec.name for spec in report.suite.stages if spec.minimal}
+    turns = {turn.name: turn for turn in report.stages if turn.name not in serving}
     for (point, closer), verdict in zip(levels, verdicts, strict=True):
-        if stages.get(closer or "") not in CLOSERS[verdict] or (closer or "") not in ("", *stages):
+        if not _reached(verdict, closer, able):
             yield f"is {verdict} at eps {point.eps} by '{closer}', with its nearest witness at {row.adv_distance}"
+        turn = turns.get(closer or "")
+        if turn and turn.eps != point.eps and (verdict is Verdict.CERTIFIED or not _within(turn, own)):
+            yield f"is {verdict} at eps {point.eps} by '{closer}', which was about another"
         if point.eps == report.threat.eps and closer != row.stage:
             yield f"is closed by '{row.stage}', and by '{closer}' at the same eps"
+
+
+def _within(turn: StageResult, own: Mapping[str, Verdict]) -> bool:
+    """Whether a sample that a turn broke is broken at the turn's own eps: its candidates are within that."""
+    return turn.eps is not None and own[turn.eps] is Verdict.BROKEN
 
 
 def _check_witness_facts(row: SampleRow, report: Report) -> Iterator[str]:

@@ -22,7 +22,7 @@ from robusteval.evaluation.polls import poll
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.queries import rationed
 from robusteval.evaluation.schedule import Turn, schedule
-from robusteval.evaluation.suite import Stage, is_minimal, is_smoothed
+from robusteval.evaluation.suite import Stage, is_minimal, is_smoothed, refutes
 from robusteval.report import Poll, Repeat, SampleRow, Smoothing, StageResult, Votes
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.smoothing import ABSTAINS
@@ -262,7 +262,12 @@ def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleR
     refuted = [i for i, certificate in enumerate(certificates) if certificate.counterexample is not None]
     if not refuted:
         return _Outcome()
-    candidates = torch.stack([cast(Tensor, certificates[i].counterexample) for i in refuted]).to(chunk.x.device)
+    found = [cast(Tensor, certificates[i].counterexample) for i in refuted]
+    if not refutes(turn.stage.run):
+        raise RobustevalError(f"stage '{turn.name}' returned a counter-example, but does not say that it `refutes`.")
+    if any(one.shape != chunk.x.shape[1:] for one in found):
+        raise RobustevalError(f"stage '{turn.name}' returned a counter-example of another shape than its input.")
+    candidates = torch.stack(found).to(chunk.x.device)
     return _confirm(turn, probe, chunk, rows[refuted], candidates, rng.take(torch.tensor(refuted)))
 
 

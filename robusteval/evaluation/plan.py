@@ -23,6 +23,7 @@ from robusteval.evaluation.preflight import (
     check_allowed,
     foreseen,
     inspect,
+    noise_of_training,
     refuse_unless_allowed,
     training_alarms,
 )
@@ -131,6 +132,8 @@ def preflight(plan: Plan) -> list[Finding]:
         findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
     findings = foreseen(findings, plan.suite.repeat is not None, plan.suite.gradient_free)
     findings += training_alarms(plan.model.training)
+    if plan.suite.smoothing:
+        findings += noise_of_training(plan.model.training, plan.suite.smoothing.sigma)
     refuse_unless_allowed(findings, plan.config.allow)
     return findings
 

@@ -138,6 +138,18 @@ def training_alarms(training: Mapping[str, Any]) -> list[Finding]:
     return [_ours("training-alarm", "warning", f"Its training raised an alarm: {alarm}.", advice) for alarm in told]
 
 
+def noise_of_training(training: Mapping[str, Any], sigma: float) -> list[Finding]:
+    """Return a finding where a model's card tells of other noise in its training than it is smoothed with."""
+    objective = training.get("objective")
+    params = objective.get("params") if isinstance(objective, Mapping) else None
+    if not isinstance(params, Mapping) or params.get("sigma") == sigma:
+        return []
+    trained = f"with noise of sigma {params['sigma']}" if "sigma" in params else "without noise"
+    message = f"The network was trained {trained}, and is smoothed with sigma {sigma:g}."
+    advice = "Its predictions on such noise mean little; see --set smoothing.sigma, or the objective `gaussian`."
+    return [_ours("other-noise", "warning", message[:300], advice)]
+
+
 def foreseen(findings: Iterable[Finding], repeated: bool, gradient_free: bool) -> list[Finding]:
     """Return the findings, those as mere information that the suite is made for.
 

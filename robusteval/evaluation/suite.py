@@ -50,8 +50,8 @@ class _StageEntry(Settings):
         params = {**self.params, **self._shared(kind, name, smoothing)}
         spec = StageSpec(name=self.name, kind=kind, plugin=name, params=params)
         plugin = _build(spec)
-        minimal = is_minimal(Stage(self.name, kind, plugin))
-        return spec.model_copy(update={"params": parameters(plugin), "minimal": minimal})
+        said = {"minimal": is_minimal(Stage(self.name, kind, plugin)), "refutes": refutes(plugin)}
+        return spec.model_copy(update={"params": parameters(plugin), **said})
 
     def _shared(self, kind: str, name: str, smoothing: Smoothing | None) -> dict[str, Any]:
         plugin = (ATTACKS if kind == "attack" else CERTIFIERS).get(name)
@@ -112,6 +112,11 @@ def is_gradient_free(stage: Stage) -> bool:
 def is_minimal(stage: Stage) -> bool:
     """Say whether a stage looks for the nearest adversarial input, so that one run serves every eps."""
     return bool(getattr(stage.run, "minimal", False))
+
+
+def refutes(plugin: object) -> bool:
+    """Say whether a plug-in is a certifier that may end in an adversarial input instead of a proof."""
+    return bool(getattr(plugin, "refutes", False))
 
 
 def is_smoothed(plugin: object) -> bool:

@@ -25,9 +25,11 @@ def interval(rate: Rate) -> str:
 
 def accuracies(report: Report) -> list[tuple[str, str, str, str]]:
     """Return rows (name, percent, interval, count) for clean, empirical and certified accuracy."""
-    results = report.results
+    results, sure = report.results, report.guarantee
+    right = [Rate.of(sure.correct, results.clean.total)] if sure else []
     rows = [
-        ("clean accuracy", percent(results.clean.rate), results.clean),
+        *(("clean accuracy, abstentions wrong", percent(rate.rate), rate) for rate in right),
+        ("clean accuracy" + (", abstentions right" if sure else ""), percent(results.clean.rate), results.clean),
         (f"robust accuracy, empirical ({report.suite.name})", percent(results.empirical.rate), results.empirical),
     ]
     shown = [(name, value, interval(rate), f"{rate.count}/{rate.total}") for name, value, rate in rows]

@@ -138,6 +138,8 @@ class Loss:
 class Objective(Protocol):
     """An objective plug-in: a frozen dataclass of hyper-parameters.
 
+    One that trains for another question than attacks ask names the suite that asks it by an attribute ``suite``.
+
     The global generators, the parameters' gradients and flags and the model's mode are left as found. BatchNorm
     statistics move, as in any training forward pass.
     """
