@@ -6,7 +6,7 @@ import copy
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,9 @@ from robusteval.bounds.graph import trace
 from robusteval.bounds.margins import Problem
 from robusteval.certifiers._margins import judged
 from robusteval.certifiers.base import Certifier
+from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.consistency import _able, _check_levels
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import prepare
 from robusteval.evaluation.probe import Probe
@@ -33,7 +35,7 @@ from robusteval.evaluation.run import evaluate
 from robusteval.evaluation.suite import CERTIFIERS, Stage
 from robusteval.evaluation.validate import read_report, seal, validate
 from robusteval.models.base import frozen
-from robusteval.report import Report
+from robusteval.report import Report, SampleRow
 from robusteval.rng import SampleRng
 from robusteval.runs import RunDir
 from robusteval.threat import Norm, ThreatModel
@@ -419,6 +421,25 @@ def test_certified_accuracy_falls_along_a_curve(model_folder: Path, tmp_path: Pa
     assert all(certified_ <= empirical for certified_, empirical in counts)
     assert counts[0][0] > counts[1][0] > counts[2][0]
     assert read_report(tmp_path / "run").results.certified == report.curve[-1].results.certified
+    rows = [SampleRow.model_validate_json(line) for line in (tmp_path / "run" / SAMPLES).read_text().splitlines()]
+    for forged, said in (*elsewhere(rows), *by_a_proof(rows)):
+        problems = list(_check_levels(forged, report, _able(report)))
+        assert any(said in problem for problem in problems), (forged, problems)
+
+
+def elsewhere(rows: list[SampleRow]) -> Iterator[tuple[SampleRow, str]]:
+    """Yield forged rows whose proof at the smallest eps is said to hold at all of them."""
+    for row in rows:
+        if row.verdict is Verdict.CERTIFIED:
+            yield row.model_copy(update={"stages": (row.stages[0],) * 3, "stage": row.stages[0]}), "about another"
+
+
+def by_a_proof(rows: list[SampleRow]) -> Iterator[tuple[SampleRow, str]]:
+    """Yield forged rows whose witness is said to be the find of a certifier that looks for none."""
+    for row in rows:
+        if row.verdict is Verdict.BROKEN and row.stage and "apgd" in row.stage:
+            stages = tuple(stage and stage.replace("apgd", "ibp") for stage in row.stages)
+            yield row.model_copy(update={"stages": stages, "stage": stages[-1]}), "is broken at eps"
 
 
 SUITE = "title = 'proofs, then attacks on them'\n" + "".join(
