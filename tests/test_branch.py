@@ -268,7 +268,7 @@ class TwoKinks(nn.Module):
 
 def touching() -> nn.Module:
     """Return a network whose first kinks have a lower bound of 0 up to rounding where pixels are black."""
-    front = nn.Conv2d(1, 1, 1)
+    front = nn.Conv2d(1, 1, 1).double()  # in float32 the two would not cancel
     with torch.no_grad():
         front.weight.fill_(0.3081)
         front.bias.fill_(0.4914)
