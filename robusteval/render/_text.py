@@ -87,8 +87,8 @@ def stage_rows(report: Report) -> list[tuple[str, ...]]:
     return rows
 
 
-STAGE_HEADER = ("stage", "samples", "broken", "proved", "robust", "forward", "backward", "seconds")
-STAGE_LEGEND = "robust: accuracy after the stage; forward, backward: passes per sample that entered it"
+STAGE_HEADER = ("stage", "samples", "broken", "proved", "robust", "fwd", "bwd", "s")
+STAGE_LEGEND = "robust: accuracy after the stage; fwd, bwd: passes per sample that entered it; s: worker seconds"
 
 
 def cost(report: Report) -> str:
