@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.graph import trace
 from robusteval.bounds.interval import intervals
-from robusteval.bounds.margins import Problem, linear_margins
-from robusteval.certifiers.ibp import interval_bound
+from robusteval.bounds.margins import Problem, interval_margins, linear_margins
 from robusteval.errors import UsageError
 from robusteval.models.io import ARCHITECTURES
 from robusteval.rng import generator
@@ -161,7 +160,8 @@ def test_in_eval_mode_they_are_the_bounds_that_evaluation_finds(name: str, norm:
     region = ctx.bounds(0.05)
     problem = Problem(trace(model, ctx.x), Ball.around(ctx.x, Norm.parse(norm), 0.05), ctx.y)
     with torch.no_grad():
-        expected = interval_bound(problem), linear_margins(problem, intervals(problem.graph, problem.ball))
+        bounds = intervals(problem.graph, problem.ball)
+        expected = interval_margins(problem, bounds), linear_margins(problem, bounds)
     for worst, margins in zip((region.by_intervals, region.by_planes), expected, strict=True):
         rivals = torch.arange(3) != ctx.y[:, None]
         torch.testing.assert_close(-worst[rivals].view(margins.shape), margins, rtol=1e-9, atol=1e-11)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robusteval.attacks._loose import loose_note
+from robusteval.cli.list import loose_note
 from robusteval.errors import UsageError
 from robusteval.evaluation.aftermath import _loose_alone
 from robusteval.evaluation.suite import Suite, load_suite

@@ -58,10 +58,3 @@ def loose_entries() -> tuple[Loose, ...]:
 def looseness(plugin: str, params: Mapping[str, Any], norm: Norm) -> Loose | None:
     """Return the entry about a plug-in with these parameters in ``norm``, None where it is tight."""
     return next((entry for entry in loose_entries() if entry.covers(plugin, params, norm)), None)
-
-
-def loose_note(plugin: str) -> str:
-    """Return what a listing says about a plug-in, empty where nothing of it is loose."""
-    entries = [entry for entry in loose_entries() if entry.plugin == plugin]
-    parts = [f"{', '.join(entry.norms)} {', '.join(entry.attacks)}".strip() for entry in entries]
-    return f"Loose, never enough alone: {'; '.join(parts)}." if parts else ""

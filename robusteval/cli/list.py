@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from importlib import resources
 
 import click
 from rich.table import Table
@@ -22,7 +24,6 @@ KINDS = {
 
 
 def _describe(kind: str) -> dict[str, str]:
-    from robusteval.attacks._loose import loose_note
     from robusteval.catalog import Catalog
     from robusteval.suites import describe_suites
     from robusteval.training.recipes import describe_recipes
@@ -32,6 +33,14 @@ def _describe(kind: str) -> dict[str, str]:
     if kind == "attacks":
         found = {name: f"{summary} {loose_note(name)}".strip() for name, summary in found.items()}
     return found
+
+
+def loose_note(plugin: str) -> str:
+    """Return what is said about an attack of which something is loose, read without importing any."""
+    text = resources.files("robusteval").joinpath("attacks", "quarantine.toml").read_text(encoding="utf-8")
+    entries = [entry for entry in tomllib.loads(text)["loose"] if entry["plugin"] == plugin]
+    parts = [f"{', '.join(entry['norms'])} {', '.join(entry.get('attacks', ()))}".strip() for entry in entries]
+    return f"Loose, never enough alone: {'; '.join(parts)}." if parts else ""
 
 
 @click.command("list")
