@@ -56,8 +56,9 @@ class Entry:
 
 def ours(norm: str) -> Iterator[Entry]:
     """Our attacks."""
-    if norm != "L0":
+    if norm in {"Linf", "L2"}:
         yield _ours("pgd", "100 steps", PGD(STEPS))
+    if norm != "L0":
         yield _ours("apgd, ce", "100 steps", APGD(STEPS))
         yield _ours("apgd, dlr", "100 steps", APGD(STEPS, loss="dlr"))
         yield _ours("apgd, targeted dlr", "9 x 100 steps", APGD(STEPS, loss="dlr", targets=9))
