@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -21,6 +22,10 @@ class Verdict(StrEnum):
     CERTIFIED = "certified"
 
 
+Evidence = Mapping[str, Tensor]
+"""Tensors by name, as they are stored."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What a certificate by sampling rests on: the class chosen, and how many votes it had at each look."""
@@ -33,12 +38,14 @@ class Sampling:
 class Certificate:
     """A certifier's answer for one sample: a proof, or why there is none, and the votes if it asked for some.
 
-    A search for a proof may end in an adversarial input instead: ``counterexample``, float32 (C, H, W).
+    ``evidence`` is what its `recheck` needs to see a proof again without searching for it. A search for a proof may
+    end in an adversarial input instead: ``counterexample``, float32 (C, H, W).
     """
 
     proved: bool
     reason: str
     sampling: Sampling | None = None
+    evidence: Evidence | None = field(default=None, compare=False)
     counterexample: Tensor | None = field(default=None, compare=False)
 
 

@@ -20,15 +20,16 @@ from torch import Tensor, fx, nn
 from robusteval.bounds.activations import Activation
 from robusteval.bounds.backward import Relaxation, pull
 from robusteval.bounds.ball import Ball
+from robusteval.bounds.first import mixed_margins
 from robusteval.bounds.graph import trace
 from robusteval.bounds.interval import intervals
 from robusteval.bounds.lowering import lower
-from robusteval.bounds.margins import MemoryBudgetError, Problem, linear_margins, tightened
+from robusteval.bounds.margins import MemoryBudgetError, Problem, linear_margins
 from robusteval.bounds.nodes import TRACED, Graph
 from robusteval.bounds.ops import ACTIVATIONS, LINEAR
 from robusteval.bounds.pooling import MaxPool
+from robusteval.bounds.tighten import tightened
 from robusteval.certifiers.crown import linear_bound
-from robusteval.certifiers.crown_ibp import mixed_bound
 from robusteval.certifiers.ibp import interval_bound
 from robusteval.threat import Norm
 
@@ -229,8 +230,8 @@ def test_bounds_hold_on_random_networks(seed: int) -> None:
     ball, graph = random_ball(seed, x), trace(net, x.clone())
     problem = Problem(graph, ball, y, parallel=seed % 2 == 1)
     with torch.no_grad():
-        known = [intervals(graph, ball), tightened(problem)]
-        cheap, mixed, dear = interval_bound(problem), mixed_bound(problem), linear_bound(problem)
+        known = [intervals(graph, ball), tightened(problem).bounds]
+        cheap, mixed, dear = interval_bound(problem), mixed_margins(problem), linear_bound(problem)
     assert (cheap <= mixed).all()
     assert (mixed <= dear).all()
     delta = drawn(ball, 60)
@@ -338,7 +339,7 @@ def test_no_bound_exceeds_the_exact_margin_of_small_relu_networks(seed: int) -> 
     with torch.no_grad():
         y = net(x).argmax(1)
         problem = Problem(trace(net, x), ball, y)
-        bounds = interval_bound(problem), mixed_bound(problem), linear_bound(problem)
+        bounds = interval_bound(problem), mixed_margins(problem), linear_bound(problem)
     exact = torch.tensor([exact_margins(net, ball, i, int(y[i])) for i in range(len(x))], dtype=torch.float64)
     for bound in bounds:
         assert (bound <= exact + 1e-6 * (1 + exact.abs())).all(), (bound, exact)
@@ -637,7 +638,7 @@ def test_a_network_with_weights_that_are_no_numbers_has_no_bounds(poison: float)
     ball = Ball.around(x, Norm.LINF, 0.1)
     wide = Ball(ball.x, ball.norm, 0.1, ball.low, torch.where(torch.arange(9).view(1, 3, 3) == 4, poison, ball.high))
     with torch.no_grad():
-        for bound in (interval_bound, mixed_bound, linear_bound):
+        for bound in (interval_bound, mixed_margins, linear_bound):
             assert not (bound(Problem(graph, wide, y)) > 0).any()
 
 

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from robusteval.attacks.pgd import PGD
 from robusteval.bounds.activations import RELU
 from robusteval.bounds.ball import Ball
-from robusteval.bounds.domains import Domains, Tree
+from robusteval.bounds.domains import Domains
 from robusteval.bounds.graph import trace
 from robusteval.bounds.leaf import settled
-from robusteval.bounds.margins import Problem, tightened
+from robusteval.bounds.margins import Problem
+from robusteval.bounds.tighten import tightened
+from robusteval.bounds.tree import Tree
 from robusteval.certifiers.alpha_crown import AlphaCrown
 from robusteval.certifiers.bab import BaB
 from robusteval.evaluation.judge import judge
@@ -38,7 +40,7 @@ def tree_of(net: nn.Module, ball: Ball, y: Tensor) -> Tree:
     """Return the tree of a ball around one sample."""
     problem = Problem(trace(net, ball.x.clone()), ball, y)
     with torch.no_grad():
-        return Tree(problem, tightened(problem))
+        return Tree.of(problem, tightened(problem).bounds)
 
 
 def around(tree: Tree, point: Tensor, shares: Tensor) -> Domains:

@@ -24,10 +24,11 @@ from torch import Tensor, nn
 
 from robusteval.bounds.alpha import Ascent
 from robusteval.bounds.ball import Ball
+from robusteval.bounds.first import mixed_margins
 from robusteval.bounds.graph import trace
 from robusteval.bounds.interval import intervals
-from robusteval.bounds.margins import Problem, interval_margins, linear_margins, optimised_margins, tightened
-from robusteval.certifiers.crown_ibp import mixed_bound
+from robusteval.bounds.margins import Problem, interval_margins, linear_margins, optimised_margins
+from robusteval.bounds.tighten import tightened
 from robusteval.certifiers.ibp import interval_bound
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import prepare
@@ -85,13 +86,13 @@ def costs(name: str, net: nn.Module, data: Path) -> list[object]:
     task = problem(data, net, 2048)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     row: list[object] = [name, f"{parameters / 1e6:.2f} M", f"{undecided(task):.0f}"]
-    row += [f"{milliseconds(lambda f=bound: f(task)):.1f}" for bound in (interval_bound, mixed_bound)]
+    row += [f"{milliseconds(lambda f=bound: f(task)):.1f}" for bound in (interval_bound, mixed_margins)]
     if name == "cnn7":
         return [*row, "not run", "not run"]
     bounds: list[tuple[Tensor, Tensor]] = []
 
     def crown() -> Tensor:
-        bounds[:] = tightened(task)
+        bounds[:] = tightened(task).bounds
         return linear_margins(task, bounds)
 
     row.append(f"{milliseconds(crown):.0f}")
@@ -105,7 +106,7 @@ def peak(data: Path, memory: int) -> None:
     net = nets(data)["resnet2b"]
     task = problem(data, net, memory)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    taken = milliseconds(lambda: linear_margins(task, tightened(task)))
+    taken = milliseconds(lambda: linear_margins(task, tightened(task).bounds))
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(f"{(after - before) / 1024:.0f} {taken:.0f}")
 

@@ -23,7 +23,8 @@ from torch import nn
 
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.graph import trace
-from robusteval.bounds.margins import Problem, linear_margins, tightened
+from robusteval.bounds.margins import Problem, linear_margins
+from robusteval.bounds.tighten import tightened
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import prepare
 from robusteval.evaluation.run import evaluate
@@ -93,7 +94,7 @@ def anchor(data: Path, clip: bool, parallel: bool) -> dict[str, Any]:
             graph = graph or trace(net, x)
             right = net(x).argmax(1) == y
             problem = Problem(graph, Ball.around(x[right], EPS.norm, EPS.radius, clip), y[right], 2**28, parallel)
-            margins = linear_margins(problem, tightened(problem))
+            margins = linear_margins(problem, tightened(problem).bounds)
         clean += int(right.sum())
         proved += int((margins > 0).all(1).sum())
         near += int((margins.amin(1).abs() < 1e-5).sum())

@@ -6,7 +6,7 @@ is kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,42 @@ from robusteval.bounds.activations import Activation, Planes
 from robusteval.bounds.backward import AnyPlanes, Relaxation, least, pull
 from robusteval.bounds.ball import Ball
 from robusteval.bounds.nodes import Graph
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Lower slopes chosen for P queries: by node, for its values ``columns`` (F,), ``slopes`` (P, F)."""
+
+    columns: dict[int, Tensor]
+    slopes: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, planes: Mapping[int, AnyPlanes], sample: int, slopes: Mapping[int, Tensor]) -> Chosen:
+        """Return the ``slopes`` (P, *shape) by node that an ascent chose for one sample; half precision is enough."""
+        columns = {place: undecided_kinks(planes[place])[sample].flatten().nonzero().squeeze(1) for place in slopes}
+        return cls(columns, {place: slopes[place].flatten(1)[:, own].half() for place, own in columns.items()})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Chosen]) -> Chosen:
+        """Return the slopes of all queries of ``parts``, which are of one sample and the same planes."""
+        columns = parts[0].columns
+        return cls(columns, {place: torch.cat([part.slopes[place] for part in parts]) for place in columns})
+
+    def take(self, rows: slice) -> Chosen:
+        """Return the slopes of some queries."""
+        return Chosen(self.columns, {place: slopes[rows] for place, slopes in self.slopes.items()})
+
+    def spread(self, graph: Graph, planes: Mapping[int, AnyPlanes], owner: Tensor) -> dict[int, Tensor]:
+        """Return slopes (P, *shape) by node: those chosen, elsewhere those of ``planes`` for the samples ``owner``.
+
+        Whatever was chosen, they are sound: none is less than the leak or more than 1.
+        """
+        full = {}
+        for place, columns in self.columns.items():
+            base, leak = planes[place].low_slope[owner], float(graph.nodes[place].op.leak)  # type: ignore[union-attr, arg-type]
+            own = self.slopes[place].to(base).clamp(leak, 1.0)
+            full[place] = base.flatten(1).index_copy(1, columns, own).view_as(base)
+        return full
 
 
 @dataclass(frozen=True)
@@ -34,11 +70,15 @@ class Ascent:
         owner: Tensor,
         planes: Mapping[int, AnyPlanes],
         enough: Tensor,
-    ) -> Tensor:
-        """Return the best lower bounds (P,) of ``queries`` (P, *shape) by node; one that is ``enough`` (P,) is left."""
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Return the best lower bounds (P,) of ``queries`` (P, *shape) by node, and the slopes that give them.
+
+        One that is ``enough`` (P,) is left. Slopes are (P, *shape) by node.
+        """
         best = torch.full_like(enough, -torch.inf)
         free = _free(graph, max(queries), planes, owner)
         slopes = {place: planes[place].low_slope[owner].clone() for place in free}  # type: ignore[union-attr]
+        chosen = {place: slope.clone() for place, slope in slopes.items()}
         moments = {place: (torch.zeros_like(slope), torch.zeros_like(slope)) for place, slope in slopes.items()}
         rows = torch.arange(len(owner), device=owner.device)
         for step in range(self.steps + 1):
@@ -49,7 +89,10 @@ class Ascent:
                 reached, constant = pull(graph, own, owner[rows], Relaxation(planes, slopes))
                 low = least(reached, constant, owner[rows], ball)
                 total = low.sum()
+            better = low.detach() > best[rows]
             best[rows] = torch.maximum(best[rows], low.detach())
+            for place, slope in slopes.items():
+                chosen[place][rows[better]] = slope.detach()[better]
             open_ = best[rows] <= enough[rows]
             if step == self.steps or not slopes or not open_.any():
                 break
@@ -61,7 +104,7 @@ class Ascent:
             rows = rows[open_]
             slopes = {place: slope.detach()[open_] for place, slope in slopes.items()}
             moments = {place: (first[open_], second[open_]) for place, (first, second) in moments.items()}
-        return best
+        return best, chosen
 
     def _step(self, slope: Tensor, grad: Tensor, moments: tuple[Tensor, Tensor], step: int, leak: float) -> Tensor:
         return adam(slope.detach(), grad, moments, step, self.lr * self.decay**step).clamp(leak, 1.0)

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robusteval.bounds.domains import Domains, Tree, joined
+from robusteval.bounds.domains import Domains, Leaves, joined
 from robusteval.bounds.leaf import settled
 from robusteval.bounds.margins import Problem
+from robusteval.bounds.tree import Tree
 
 PER_KINK = 34
 """Bytes that a domain in the queue takes per kink: its sign, slope and multiplier, and a copy of them."""
+
+PER_PROVED = 6
+"""Bytes that a proved part takes per kink: its sign and value, and a copy of them."""
 
 DESCENTS = 5
 """Steps to the minimum of the network's linearisation, from each point where a bound is attained."""
@@ -33,9 +37,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``proved``, or a misclassified ``point`` (*shape) of the ball, or a ``reason`` why it is open."""
+    """``leaves`` that prove it, or a misclassified ``point`` (*shape) of the ball, or a ``reason`` why it is open."""
 
-    proved: bool
+    leaves: Leaves | None
     point: Tensor | None
     reason: str
 
@@ -48,8 +52,9 @@ def decide(tree: Tree, roots: Domains, enough: float, limits: Limits, batch: int
     """
     began, visited, doubt = time.monotonic(), len(roots), ""
     queue, lowest, point = roots, torch.inf, None
+    proved = [Leaves.of(roots.take(slice(0, 0)))]
     while len(queue):
-        limit = _reached(limits, visited, time.monotonic() - began, queue, tree)
+        limit = _reached(limits, visited, time.monotonic() - began, _size(queue, proved, tree), tree)
         if limit:
             worst = f"bound {float(queue.low.min()):.3g} and {len(queue)} of {visited} subproblems left"
             doubt = f"out of {limit}: {worst}"
@@ -65,23 +70,31 @@ def decide(tree: Tree, roots: Domains, enough: float, limits: Limits, batch: int
             lowest, point = least, found
         if lowest < -enough:
             break
+        proved += [Leaves.of(leaf) for leaf, _ in leaves]
         if any(not float(leaf.low) > enough for leaf, _ in leaves):
             doubt = f"a margin of {lowest:.3g}, too near 0, or planes that no split makes exact"
         if not ended.all():
             parents, gap = taken.take(~ended), insight.gap[~ended]
             children = tree.bounded(parents.split(_chosen(tree, parents, gap, tries)), enough)
             visited += len(children)
-            queue = joined([queue, children.take(~(children.low > enough))])
+            done = children.low > enough
+            proved.append(Leaves.of(children.take(done)))
+            queue = joined([queue, children.take(~done)])
     if lowest < 0:
-        return Outcome(False, point, "")
-    return Outcome(not doubt, None, doubt)
+        return Outcome(None, point, "")
+    return Outcome(None if doubt else Leaves.joined(proved), None, doubt)
 
 
-def _reached(limits: Limits, visited: int, seconds: float, queue: Domains, tree: Tree) -> str:
+def _size(queue: Domains, proved: list[Leaves], tree: Tree) -> int:
+    """Return the bytes that the parts to be split and the proved ones take."""
+    return (len(queue) * PER_KINK + sum(len(part.rival) for part in proved) * PER_PROVED) * tree.size
+
+
+def _reached(limits: Limits, visited: int, seconds: float, size: int, tree: Tree) -> str:
     """Return which limit the search has come to, or nothing."""
     if visited >= limits.domains:
         return "subproblems"
-    if len(queue) * tree.size * PER_KINK > tree.problem.memory:
+    if size > tree.problem.memory:
         return "memory"
     return "seconds" if seconds > limits.seconds else ""
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from robusteval.bounds.backward import affine_stops
 from robusteval.bounds.interval import Bounds, intervals
-from robusteval.bounds.margins import Problem, Units
+from robusteval.bounds.margins import Problem, interval_margins, linear_margins
+from robusteval.bounds.tighten import Units
 from robusteval.threat import Norm
 
 DUAL = {Norm.L2: 2.0, Norm.L1: math.inf}
@@ -23,6 +25,12 @@ def enclosed(problem: Problem) -> list[Bounds]:
     if problem.ball.norm is Norm.LINF:
         return bounds
     return intervals(problem.graph, problem.ball, _first(problem, bounds))
+
+
+def mixed_margins(problem: Problem) -> Tensor:
+    """Return the larger of the margins (N, K - 1) from intervals and from a pass backwards on them (CROWN-IBP)."""
+    bounds = enclosed(problem)
+    return torch.maximum(interval_margins(problem, bounds), linear_margins(problem, bounds))
 
 
 def _first(problem: Problem, bounds: list[Bounds]) -> dict[int, Bounds]:

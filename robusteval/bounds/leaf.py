@@ -11,7 +11,8 @@ from torch import Tensor
 
 from robusteval.bounds.backward import Relaxation, pull
 from robusteval.bounds.ball import Ball
-from robusteval.bounds.domains import Domains, Tree
+from robusteval.bounds.domains import Domains
+from robusteval.bounds.tree import Tree
 from robusteval.threat import Norm
 
 Program = tuple[Tensor, Tensor, Tensor, Tensor]

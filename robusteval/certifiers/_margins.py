@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,17 @@ from robusteval.bounds.ball import Ball
 from robusteval.bounds.graph import trace
 from robusteval.bounds.margins import MemoryBudgetError, Problem
 from robusteval.bounds.nodes import Graph, UnsupportedError
+from robusteval.bounds.proof import Proof, holds, packed, unpacked
+from robusteval.errors import RobustevalError
 from robusteval.rng import SampleRng
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
-from robusteval.verdict import Certificate
+from robusteval.verdict import Certificate, Evidence
 
 TOLERANCE = 1e-5
 """What a margin must exceed, relative to the logits: more than the rounding of float32, in which attacks are judged."""
+
+ROUNDING = 1e-6
+"""By which share of that a margin may fall short when it is bounded again in another batch."""
 
 SAMPLES = 32
 """Samples bounded at once."""
@@ -49,12 +55,27 @@ class ByBounds:
         return [one for rows in pieces for one in self._piece(graph, exact[rows], y[rows], threat)]
 
     def _piece(self, graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) -> list[Certificate]:
-        ball = Ball.around(x, threat.norm, threat.radius + BUDGET_TOLERANCE)
         try:
             with torch.no_grad():
-                return self.certificates(Problem(graph, ball, y, self.memory * 2**20))
+                return self.certificates(self._problem(graph, x, y, threat))
         except MemoryBudgetError as error:
             return [Certificate(False, str(error))] * len(x)
+
+    def _problem(self, graph: Graph, x: Tensor, y: Tensor, threat: ThreatModel) -> Problem:
+        ball = Ball.around(x, threat.norm, threat.radius + BUDGET_TOLERANCE)
+        return Problem(graph, ball, y, self.memory * 2**20)
+
+    def recheck(
+        self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, evidence: Sequence[Evidence]
+    ) -> list[bool]:
+        """Say for each input whether its ``evidence`` proves it, by one pass and without any search.
+
+        What is true of it does not depend on where the evidence came from; any other is refused.
+        """
+        exact = x.double()
+        problem = self._problem(trace(model, exact), exact, y, threat)
+        with torch.no_grad():
+            return [_holds(problem.take(row), one) for row, one in enumerate(evidence)]
 
     def certificates(self, problem: Problem) -> list[Certificate]:
         """Return a certificate per sample of ``problem``."""
@@ -63,6 +84,19 @@ class ByBounds:
     def bound(self, problem: Problem) -> Tensor:
         """Return lower bounds (N, K - 1) of the margins."""
         raise NotImplementedError
+
+
+def _holds(problem: Problem, evidence: Evidence) -> bool:
+    try:
+        return holds(problem, unpacked(evidence), (1 - ROUNDING) * float(enough(problem)))
+    except (LookupError, ValueError, TypeError, RuntimeError, RobustevalError):
+        return False  # it is not about this network
+
+
+def with_evidence(problem: Problem, certificate: Certificate, proof: Proof) -> Certificate:
+    """Return a certificate of a problem of one sample with its proof, if that is enough by itself."""
+    evidence = packed(proof)
+    return replace(certificate, evidence=evidence) if _holds(problem, evidence) else certificate
 
 
 def enough(problem: Problem) -> Tensor:

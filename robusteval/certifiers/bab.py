@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robusteval.bounds.branch import Limits, decide
-from robusteval.bounds.domains import Tree
 from robusteval.bounds.interval import Bounds
 from robusteval.bounds.margins import MemoryBudgetError, Problem
-from robusteval.certifiers._margins import enough, judged
+from robusteval.bounds.proof import Proof
+from robusteval.bounds.tree import Tree
+from robusteval.certifiers._margins import enough, judged, with_evidence
 from robusteval.certifiers.alpha_crown import AlphaCrown
 from robusteval.rng import SampleRng
 from robusteval.threat import ThreatModel
@@ -56,22 +57,27 @@ class BaB(AlphaCrown):
 
     def certificates(self, problem: Problem) -> list[Certificate]:
         """Return a proof, a counter-example or a reason per sample of ``problem``."""
-        margins, bounds = self.bounds(problem)
-        first = judged(problem, margins)
-        return [one if one.proved else self._search(problem, margins, bounds, row) for row, one in enumerate(first)]
+        margins, proofs, bounds = self.proofs(problem)
+        found = []
+        for row, one in enumerate(judged(problem, margins)):
+            own, around = problem.take(row), [(low[row : row + 1], high[row : row + 1]) for low, high in bounds]
+            known = with_evidence(own, one, proofs[row]) if one.proved else None
+            found.append(known or self._search(own, margins[row], proofs[row], around))
+        return found
 
-    def _search(self, problem: Problem, margins: Tensor, bounds: list[Bounds], row: int) -> Certificate:
-        one = torch.tensor([row], device=problem.y.device)
-        own = replace(problem, ball=problem.ball.take(one), y=problem.y[one])
-        tree = Tree(own, [(low[one], high[one]) for low, high in bounds], self.split_steps)
-        threshold, margin = float(enough(own)), margins[row]
+    def _search(self, problem: Problem, margin: Tensor, proof: Proof, bounds: list[Bounds]) -> Certificate:
+        tree, threshold = Tree.of(problem, bounds, self.split_steps), float(enough(problem))
         rivals = (~(margin > threshold)).nonzero().squeeze(1)
         limits = Limits(self.domains, self.seconds or torch.inf)
         try:
             outcome = decide(tree, tree.roots(rivals, margin[rivals]), threshold, limits, self.batch, self.tries)
         except MemoryBudgetError as error:
             return Certificate(False, str(error))
+        if outcome.leaves:
+            values = {kinks.source: kinks.values for kinks in tree.kinks}
+            whole = replace(proof, values=values, leaves=outcome.leaves)
+            return with_evidence(problem, Certificate(True, ""), whole)
         if outcome.point is None:
-            return Certificate(outcome.proved, outcome.reason)
+            return Certificate(False, outcome.reason)
         reason = "branch and bound found an error that float32 does not confirm"
         return Certificate(False, reason, counterexample=outcome.point.float())

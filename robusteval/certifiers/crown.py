@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robusteval.bounds.margins import Problem, linear_margins, tightened
-from robusteval.certifiers._margins import ByBounds
-from robusteval.certifiers.crown_ibp import mixed_bound
+from robusteval.bounds.first import mixed_margins
+from robusteval.bounds.interval import Bounds
+from robusteval.bounds.margins import Problem, linear_margins
+from robusteval.bounds.proof import Proof, packed
+from robusteval.bounds.tighten import tightened
+from robusteval.certifiers._margins import ByBounds, judged
+from robusteval.verdict import Certificate
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,20 @@ class Crown(ByBounds):
     Never less than CROWN-IBP gives. ``memory`` is what the largest step may take, in MiB.
     """
 
-    def bound(self, problem: Problem) -> Tensor:
-        """Return the margins (N, K - 1) of `linear_bound`."""
-        return linear_bound(problem)
+    def certificates(self, problem: Problem) -> list[Certificate]:
+        """Return a certificate per sample of ``problem``, with what it takes to bound inner values again."""
+        found = tightened(problem)
+        certificates, none = judged(problem, _margins(problem, found.bounds)), problem.y.new_zeros(0)
+        return [
+            replace(one, evidence=packed(Proof(rounds, none))) if one.proved else one
+            for one, rounds in zip(certificates, found.rounds, strict=True)
+        ]
 
 
 def linear_bound(problem: Problem) -> Tensor:
     """Return the larger of the margins (N, K - 1) of CROWN and of CROWN-IBP."""
-    return torch.maximum(linear_margins(problem, tightened(problem)), mixed_bound(problem))
+    return _margins(problem, tightened(problem).bounds)
+
+
+def _margins(problem: Problem, bounds: list[Bounds]) -> Tensor:
+    return torch.maximum(linear_margins(problem, bounds), mixed_margins(problem))

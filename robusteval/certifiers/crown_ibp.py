@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from robusteval.bounds.first import enclosed
-from robusteval.bounds.margins import Problem, interval_margins, linear_margins
+from robusteval.bounds.first import mixed_margins
+from robusteval.bounds.margins import Problem
 from robusteval.certifiers._margins import ByBounds
 
 
@@ -20,11 +19,5 @@ class CrownIBP(ByBounds):
     """
 
     def bound(self, problem: Problem) -> Tensor:
-        """Return the margins (N, K - 1) of `mixed_bound`."""
-        return mixed_bound(problem)
-
-
-def mixed_bound(problem: Problem) -> Tensor:
-    """Return the larger of the margins (N, K - 1) from intervals and from a pass backwards on them."""
-    bounds = enclosed(problem)
-    return torch.maximum(interval_margins(problem, bounds), linear_margins(problem, bounds))
+        """Return the margins (N, K - 1) of `mixed_margins`."""
+        return mixed_margins(problem)

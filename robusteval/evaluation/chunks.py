@@ -1,6 +1,6 @@
 """Chunk files: what a chunk's judgement looks like on disk.
 
-The witnesses are written first, the rows last: a chunk is done exactly when its rows are there.
+Witnesses and proofs are written first, the rows last: a chunk is done exactly when its rows are there.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from robusteval.catalog import first_problem
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.judge import Judgement
+from robusteval.evaluation.proofs import proof_path, save_proofs
 from robusteval.report import SampleRow, StageResult
 from robusteval.runs import write_atomic
 from robusteval.witnesses import WITNESSES
@@ -42,7 +43,7 @@ def witness_path(run: Path, index: int) -> Path:
 
 
 def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
-    """Write a judged chunk: tensors `ids` (M,) int64 and `x_adv` (M, C, H, W) float32, then its rows."""
+    """Write a judged chunk: tensors `ids` (M,) int64 and `x_adv` (M, C, H, W) float32, its proofs, then its rows."""
     if judgement.witnesses:
         tensors = {
             "ids": torch.tensor(list(judgement.witnesses), dtype=torch.int64),
@@ -51,6 +52,7 @@ def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
         write_atomic(witness_path(run, index), safetensors.torch.save(tensors))
     else:
         witness_path(run, index).unlink(missing_ok=True)
+    save_proofs(proof_path(run, index), judgement.proofs)
     result = ChunkResult(rows=judgement.rows, stages=judgement.stages)
     write_atomic(chunk_path(run, index), result.model_dump_json().encode())
 

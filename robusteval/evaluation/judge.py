@@ -27,7 +27,7 @@ from robusteval.report import Poll, Repeat, SampleRow, Smoothing, StageResult, V
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.smoothing import ABSTAINS
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
-from robusteval.verdict import Sampling, Verdict, Witness
+from robusteval.verdict import Evidence, Sampling, Verdict, Witness
 
 SURVIVED = "survived every attack"
 DOUBTFUL = "a candidate errs in most evaluations, but not beyond doubt"
@@ -41,11 +41,12 @@ Told = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Rows of one chunk in order, the witnesses of its broken samples by id, and what each stage cost."""
+    """Rows of one chunk in order, what each stage cost, and by id the witnesses of breaks and evidence for proofs."""
 
     rows: tuple[SampleRow, ...]
     witnesses: dict[int, Witness]
     stages: tuple[StageResult, ...]
+    proofs: dict[int, Evidence] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,7 +70,7 @@ class _Chunk:
 
     ``why`` says, per sample, why it is open there. ``repeat`` says how samples are decided, ``queries`` how many each
     has left at each level, None without such a budget. ``polls`` and ``sampled`` are, by row, the votes at the witness
-    and for the class to be certified.
+    and for the class to be certified. ``proofs`` is evidence by id, at the largest eps that was proved.
     """
 
     x: Tensor
@@ -83,6 +84,7 @@ class _Chunk:
     queries: list[list[int]] | None
     polls: dict[int, Poll] = field(default_factory=dict)
     sampled: dict[int, Sampling] = field(default_factory=dict)
+    proofs: dict[int, Evidence] = field(default_factory=dict)
 
     def decide(self, probe: Probe, x: Tensor, y: Tensor, ids: Tensor, rng: SampleRng, *purpose: str) -> Decision:
         """Return what the model under test says of ``x``, some of the samples or candidates for them."""
@@ -104,6 +106,13 @@ class _Chunk:
             provable = (row for row in range(len(self.x)) if level.has(row, Verdict.UNKNOWN))
             rows = [row for row in provable if all(smaller.has(row, Verdict.CERTIFIED) for smaller in before)]
         return torch.tensor(rows, dtype=torch.long)
+
+    def certify(self, row: int, evidence: Evidence | None, turn: Turn) -> None:
+        """Close a sample at the eps of ``turn``; proofs come in ascending order of eps."""
+        self.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
+        self.proofs.pop(int(self.ids[row]), None)
+        if evidence is not None:
+            self.proofs[int(self.ids[row])] = evidence
 
     def break_(self, row: int, witness: Witness, turn: Turn, votes: Poll | None) -> None:
         """Close a sample at every eps that reaches as far as ``witness``, and keep the nearest witness."""
@@ -160,7 +169,7 @@ def judge(
     for turn in schedule(stages, asked):
         told(turn.name)
         results.append(_take_turn(turn, probe, chunk, chunk.given(turn, skip_certified), rng))
-    return Judgement(_rows(chunk, clean), chunk.witnesses, tuple(results))
+    return Judgement(_rows(chunk, clean), chunk.witnesses, tuple(results), chunk.proofs)
 
 
 def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> StageResult:
@@ -256,7 +265,7 @@ def _certify(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleR
         if certificate.sampling:
             chunk.sampled[row] = certificate.sampling
         if certificate.proved:
-            chunk.levels[turn.level].close(row, Verdict.CERTIFIED, turn)
+            chunk.certify(row, certificate.evidence, turn)
         elif turn.level <= chunk.asked:
             chunk.why[row] = f"{turn.name}: {certificate.reason}"
     refuted = [i for i, certificate in enumerate(certificates) if certificate.counterexample is not None]

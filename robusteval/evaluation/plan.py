@@ -74,10 +74,11 @@ class Plan:
         return min(self.config.workers or default, len(self.chunks))
 
 
-def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
+def prepare(config: EvalConfig, model: LoadedModel | None = None, suite: Suite | None = None) -> Plan:
     """Load data, model and suite; raise `UsageError` or `RobustevalError` for what does not fit together.
 
-    ``model`` replaces loading ``config.model``, for a model that exists only in this process.
+    ``model`` replaces loading ``config.model``, for a model that exists only in this process; ``suite`` replaces
+    reading ``config.suite``.
     """
     check_seed(config.seed)
     check_allowed(config.allow)
@@ -94,7 +95,7 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None) -> Plan:
         raise UsageError(f"{info.title} has {info.num_classes} classes and {len(split)} test images; need 2 and 1.")
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     asked = budgets(threat, config.curve)
-    suite = load_suite(config.suite, threat, config.smoothing)
+    suite = suite or load_suite(config.suite, threat, config.smoothing)
     if config.witnesses:
         suite = suite.after_transfer(config.witnesses)
     if model is None:

@@ -141,6 +141,12 @@ class Suite:
     repeat: Repeat | None = None
     smoothing: Smoothing | None = None
 
+    @classmethod
+    def of(cls, facts: SuiteFacts) -> Suite:
+        """Return the suite that a report describes."""
+        named = (facts.name, facts.title, facts.reference, facts.skip_certified)
+        return cls(*named, specs=facts.stages, repeat=facts.repeat, smoothing=facts.smoothing)
+
     @property
     def certifying(self) -> bool:
         """Whether any stage can prove robustness."""

@@ -22,19 +22,18 @@ from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.consistency import CHECKS
+from robusteval.evaluation.proofs import PROOFS
 from robusteval.report import Manifest, Report, SampleRow
 from robusteval.runs import LOCK, file_digest, read_json, write_json
 from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
 MANIFEST = "manifest.json"
-_UNSEALED = {MANIFEST, "events.jsonl", "config.json"}
-"""Files of a run folder that are not part of the report."""
 
 
 def seal(folder: Path) -> Manifest:
     """Write `manifest.json`, the hash of every file of the report; then drop the chunk files it replaces."""
     everything = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != CHUNKS)
-    files = sorted(path for path in everything if path.name not in _UNSEALED)
+    files = sorted(path for path in everything if path.name != MANIFEST)
     for path in folder.rglob(".*"):
         if path.is_file() and path.name != LOCK:
             path.unlink()  # what a killed process was still writing
@@ -132,9 +131,9 @@ def _check_manifest(folder: Path) -> Iterator[str]:
             yield f"'{fact.path}' is listed in {MANIFEST} but missing"
         elif (path.stat().st_size, file_digest(path)) != (fact.bytes, fact.sha256):
             yield f"'{fact.path}' is not the file that {MANIFEST} hashes"
-    for path in (folder / WITNESSES).glob("[!.]*"):
-        if f"{WITNESSES}/{path.name}" not in listed:
-            yield f"'{WITNESSES}/{path.name}' is not listed in {MANIFEST}"
+    for path in (path for part in (WITNESSES, PROOFS) for path in (folder / part).glob("[!.]*")):
+        if (name := path.relative_to(folder).as_posix()) not in listed:
+            yield f"'{name}' is not listed in {MANIFEST}"
 
 
 def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:
