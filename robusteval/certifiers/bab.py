@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class BaB(AlphaCrown):
     """
 
     refutes: ClassVar[bool] = True
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"seconds": 0.0, "domains": 300},)
 
     domains: int = 20000
     seconds: float = 10.0

@@ -25,7 +25,7 @@ def conv1x1(channels: int, out: int, stride: int) -> nn.Conv2d:
 def he_init(network: nn.Module) -> nn.Module:
     """Draw every convolution from N(0, 2 / fan_out), biases 0 (He et al., 2015, arXiv 1502.01852)."""
     for part in network.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, nn.Conv2d) and not part.weight.is_meta:  # on meta, a draw would only load a compiler
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -73,12 +73,29 @@ def _check_smoothed_net(certifier: Certifier, problem: Problem, sigma: float) ->
 
 
 def _check_refuted(certifier: Certifier, problem: Problem, broken: Tensor, by: str) -> None:
-    proved = torch.tensor([certificate.proved for certificate in _certify(certifier, problem)])
+    certificates = _certify(certifier, problem)
+    proved = torch.tensor([certificate.proved for certificate in certificates])
+    _check_evidence(certifier, problem, certificates, broken)
     wrong = (proved & broken).nonzero().flatten().tolist()
     require(not wrong, f"{certifier} proves samples {wrong} robust to {problem.threat}, which {by} refutes")
     disturb()
     again = torch.tensor([certificate.proved for certificate in _certify(certifier, problem)])
     require(torch.equal(proved, again), f"{certifier} differs when called again with the same rng")
+
+
+def _check_evidence(certifier: Certifier, problem: Problem, found: list[Certificate], broken: Tensor) -> None:
+    """Require that evidence is enough to see its proof again, and that it proves nothing about refuted samples."""
+    given = {row: one.evidence for row, one in enumerate(found) if one.proved and one.evidence is not None}
+    if not given:
+        return
+    recheck = getattr(certifier, "recheck", None)
+    require(recheck, f"{certifier} gives evidence and has no `recheck` for it")
+    rows, refuted = list(given), broken.nonzero().flatten().tolist()[: len(given)]
+    for places, expected in ((rows, True), (refuted, False)):
+        if places:
+            evidence = list(given.values())[: len(places)]
+            seen = recheck(problem.model, problem.x[places], problem.y[places], problem.threat, evidence)  # type: ignore[misc]
+            require(seen == [expected] * len(places), f"{certifier} sees {seen} in evidence, not {expected}")
 
 
 def _check_easy(certifier: Certifier, threat: ThreatModel) -> None:
