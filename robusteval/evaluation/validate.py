@@ -144,8 +144,10 @@ def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Ite
         stored.update(ids)
         if tuple(x_adv.shape) != (len(ids), *report.data.shape) or x_adv.dtype != torch.float32:
             yield f"'{path.name}' holds {tuple(x_adv.shape)} {x_adv.dtype} for {len(ids)} samples"
-        elif not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
-            yield f"'{path.name}' has a witness with pixels outside [0, 1]"
+            continue
+        for sample, boxed in zip(ids, ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1).tolist(), strict=True):
+            if not boxed:
+                yield f"sample {sample}: has a witness with pixels outside [0, 1], in '{path.name}'"
     if set(stored) != broken or any(count > 1 for count in stored.values()):
         odd = sorted(set(stored) ^ broken)
         yield f"stored witnesses and broken samples differ, first in sample {odd[0] if odd else 'stored twice'}"
