@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "Attack a model, bracket its robust accuracy and write a report.",
     "compare": "Train and attack several objectives under one recipe, and write one table.",
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
+    "render": "Write the HTML page of an evaluation's folder again.",
     "validate": "Check a report against its schema and against itself.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
