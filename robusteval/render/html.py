@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from robusteval.render import _charts, _text
 from robusteval.render._page import page
 from robusteval.render.markdown import provenance
 from robusteval.render.pictures import Gallery, gallery
-from robusteval.report import Rate, Report, SampleRow
+from robusteval.report import CurvePoint, Rate, Report, SampleRow
 from robusteval.runs import file_digest, write_atomic
 from robusteval.verdict import Verdict
 
@@ -75,15 +76,16 @@ def render(report: Report, rows: Sequence[SampleRow], pictures: Gallery, digests
 def lead(report: Report) -> str:
     """Say the result in one sentence, without more confidence than it deserves."""
     results, threat = report.results, report.threat
+    images = f"of the {report.data.evaluated} images"
+    within = f"{images} keep their right class on every input within {threat.norm} {threat.eps}"
     most = _text.percent(results.empirical.rate)
-    least = _text.percent(results.certified.rate, down=True) if results.certified else None
-    images = f"the {report.data.evaluated} images"
-    within = f"every input within {threat.norm} {threat.eps}"
-    if least is None:
-        return f"At most {most} of {images} keep their right class on {within}. Nothing was proved."
-    if least == most:
-        return f"{most} of {images} keep their right class on {within}: attacks and proofs meet."
-    return f"Between {least} and {most} of {images} keep their right class on {within}."
+    if results.certified is None:
+        said = f"At most {most} {within}. Nothing was proved."
+    elif results.certified.count == results.empirical.count:
+        said = f"{most} {within}: attacks and proofs meet."
+    else:
+        said = f"Between {_text.percent(results.certified.rate, down=True)} and {most} {within}."
+    return said + (" This is about the smoothed classifier, and statistical." if report.guarantee else "")
 
 
 def _bounds(report: Report) -> list[tuple[str, Rate, str]]:
@@ -111,9 +113,6 @@ def _class_rows(report: Report, rows: Sequence[SampleRow]) -> list[dict[str, Any
     return found
 
 
-COLUMNS = ("id", "label", "prediction", "verdict", "stage", "margin", "distance", "adv_prediction", "adv_margin")
-
-
 def _data(report: Report, rows: Sequence[SampleRow], pictures: Gallery) -> dict[str, Any]:
     """Return what the script needs: every row as a list, repeated words as places in lists of them."""
     words = {
@@ -127,21 +126,32 @@ def _data(report: Report, rows: Sequence[SampleRow], pictures: Gallery) -> dict[
         "signs": SIGNS,
         "classes": report.data.classes,
         "eps": [point.eps for point in report.curve],
-        "rows": [_row(row, places) for row in rows],
+        "rows": [_row(row, report, places) for row in rows],
         "pictures": {sample: asdict(picture) for sample, picture in pictures.pictures.items()},
     }
 
 
-def _row(row: SampleRow, places: dict[str, dict[str, int]]) -> list[Any]:
+def _row(row: SampleRow, report: Report, places: dict[str, dict[str, int]]) -> list[Any]:
+    verdicts, stages = places["verdict"], places["stage"]
+    levels = [
+        (_verdict_at(row, stage, point, report), stage) for stage, point in zip(row.stages, report.curve, strict=True)
+    ]
     return [
-        *(row.id, row.label, row.prediction),
-        places["verdict"][row.verdict.value],
-        places["stage"].get(row.stage or ""),
+        *(row.id, row.label, row.prediction, verdicts[row.verdict], stages.get(row.stage or "")),
         *(_short(row.margin), _short(row.adv_distance), row.adv_prediction, _short(row.adv_margin)),
         places["reason"].get(row.reason or ""),
-        [places["stage"].get(stage or "") for stage in row.stages],
-        _short(row.votes.radius) if row.votes else None,
+        [(verdicts[verdict], stages.get(stage or "")) for verdict, stage in levels],
+        f"{math.floor(row.votes.radius * 10_000) / 10_000:.4f}" if row.votes else None,  # never more than is proved
     ]
+
+
+def _verdict_at(row: SampleRow, closer: str | None, point: CurvePoint, report: Report) -> Verdict:
+    """Return the verdict at one eps of the curve: broken where the nearest witness is within it."""
+    if row.verdict is Verdict.MISCLASSIFIED:
+        return row.verdict
+    if row.adv_distance is not None and row.adv_distance <= point.radius + report.threat.tolerance:
+        return Verdict.BROKEN
+    return Verdict.CERTIFIED if closer else Verdict.UNKNOWN
 
 
 def _short(value: float | None) -> float | None:
