@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "Train a robust classifier (SOVR on digits unless told otherwise).",
     "evaluate": "Attack a model, bracket its robust accuracy and write a report.",
     "compare": "Train and attack several objectives under one recipe, and write one table.",
+    "diff": "Compare two evaluations: what differs, a paired test, changed verdicts.",
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
     "render": "Write the HTML page of an evaluation's folder again.",
     "validate": "Check a report against its schema and against itself.",
