@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def _said(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _table(title: str, header: tuple[str, ...], rows: list[tuple[str, ...]], wrap: bool = True) -> Table:
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], wrap: bool = True) -> Table:
     table = Table(title=Text(title), title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold", no_wrap=not wrap)
