@@ -18,7 +18,7 @@ from test_report import example
 from robusteval.comparison.diff import COUNTED, Side, diff
 from robusteval.comparison.mcnemar import mcnemar
 from robusteval.errors import UsageError
-from robusteval.report import Report, SampleRow
+from robusteval.report import CurvePoint, Report, SampleRow
 
 
 @pytest.mark.parametrize(
@@ -116,6 +116,31 @@ def test_pairs_are_counted_sample_by_sample() -> None:
     changed = [i for i, (x, y) in enumerate(zip(ours, theirs, strict=True)) if x != y]
     assert [change.id for change in found.changes] == changed
     assert (found.facts, found.notes[0][:1]) == ((), "A")
+
+
+def curved(distances: list[float | None], eps: tuple[str, ...]) -> Side:
+    """Return an evaluation at several ``eps`` in which sample i has its nearest witness at the given distance."""
+    base = side("u" * len(distances), eps=eps[-1])
+    stages = [tuple("x" if far is not None and far <= float(one) else None for one in eps) for far in distances]
+    changes = [{"adv_distance": far, "stages": closed} for far, closed in zip(distances, stages, strict=True)]
+    rows = [row.model_copy(update=change) for row, change in zip(base.rows, changes, strict=True)]
+    points = [
+        {"eps": one, "radius": float(one), "results": base.report.results, "closed": {}, "broken": {}} for one in eps
+    ]
+    curve = [CurvePoint.model_validate(point) for point in points]
+    return Side(base.report.model_copy(update={"curve": tuple(curve)}), rows)
+
+
+def test_every_shared_eps_has_its_own_verdicts() -> None:
+    ours = curved([0.05, 0.15, 0.15, 0.25, None], ("0.1", "0.2", "0.3"))
+    theirs = curved([0.25, 0.35, 0.15, 0.35, 0.35], ("0.2", "0.3", "0.4"))
+    found = [one for one in diff(ours, theirs).accuracies if one.measure == "robust"]
+    assert [(one.eps, one.a.count, one.b.count, one.only_a, one.only_b) for one in found] == [
+        ("0.2", 2, 4, 0, 2),
+        ("0.3", 1, 3, 0, 2),
+    ]
+    assert diff(ours, theirs).eps == "0.3"
+    assert [change.id for change in diff(ours, theirs).changes] == [1, 3]
 
 
 def test_a_longer_run_is_compared_on_what_both_have() -> None:
