@@ -31,9 +31,14 @@ def program() -> str:
     return "python cli.py" if Path(sys.argv[0]).name == "cli.py" else "robusteval"
 
 
+def printable(text: str) -> str:
+    """Return ``text`` without control characters, which could rewrite what is on the screen."""
+    return "".join(c for c in text if c.isprintable())
+
+
 def say(message: str) -> None:
     """Print a line on stderr as it is: no markup, no wrapping, no control characters."""
-    err.print("".join(c for c in message if c.isprintable()), soft_wrap=True, markup=False)
+    err.print(printable(message), soft_wrap=True, markup=False)
 
 
 def warn(message: str) -> None:

@@ -109,8 +109,9 @@ def _run(plan: Plan, run: RunDir) -> Report:
     from robusteval.evaluation.run import evaluate
     from robusteval.evaluation.validate import seal
     from robusteval.render.eps_curve import write_curve
+    from robusteval.render.html import write_html
     from robusteval.render.markdown import render
-    from robusteval.runs import write_atomic
+    from robusteval.runs import LAUNCH, write_atomic, write_json
     from robusteval.verdict import Verdict
 
     asked = f"{plan.threat.norm.value} {', '.join(budget.label for budget in plan.budgets)}"
@@ -132,6 +133,9 @@ def _run(plan: Plan, run: RunDir) -> Report:
     write_atomic(run.path / "report.md", render(report).encode())
     if report.curve:
         write_curve(report, run.path)
+    write_html(report, run.path, plan.split)
+    if plan.config.data_dir is not None:  # where `render` will look for the samples
+        write_json(run.path / LAUNCH, {"data_dir": str(Path(plan.config.data_dir).expanduser().resolve())})
     seal(run.path)
     return report
 
@@ -144,4 +148,5 @@ def _show(report: Report, folder: Path, as_json: bool) -> None:
         return
     _console.out.print(render(report))
     click.echo(f"report: {folder}")
+    click.echo(f"to read: {folder / 'report.html'}")
     click.echo(f"check it: {_console.program()} validate {shlex.quote(str(folder))}")

@@ -36,6 +36,7 @@ def _check_rendering(folder: Path) -> Iterator[str]:
     """Compare what people read, and paste into their own tables, with what `report.json` says."""
     from robusteval.evaluation.validate import read_report
     from robusteval.render.eps_curve import CURVE_TABLE, curve_table
+    from robusteval.render.html import HTML, is_current
     from robusteval.render.markdown import render
 
     report = read_report(folder)
@@ -44,3 +45,5 @@ def _check_rendering(folder: Path) -> Iterator[str]:
         path = folder / name
         if not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != text:
             yield f"{name} does not say what report.json says"
+    if (folder / HTML).is_file() and not is_current(folder):
+        yield f"{HTML} is of another report; `render` makes it again"

@@ -23,29 +23,39 @@ from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.consistency import CHECKS
 from robusteval.evaluation.proofs import PROOFS
-from robusteval.report import Manifest, Report, SampleRow
-from robusteval.runs import LOCK, file_digest, read_json, write_json
+from robusteval.report import FileFact, Manifest, Report, SampleRow
+from robusteval.runs import LAUNCH, LOCK, file_digest, read_json, write_json
 from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
 MANIFEST = "manifest.json"
+_UNSEALED = {MANIFEST, LAUNCH}
+"""Files of a run folder that are not part of the report: `launch.json` says where the data lay on that machine."""
 
 
 def seal(folder: Path) -> Manifest:
     """Write `manifest.json`, the hash of every file of the report; then drop the chunk files it replaces."""
     everything = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != CHUNKS)
-    files = sorted(path for path in everything if path.name != MANIFEST)
+    files = sorted(path for path in everything if path.name not in _UNSEALED)
     for path in folder.rglob(".*"):
         if path.is_file() and path.name != LOCK:
             path.unlink()  # what a killed process was still writing
-    facts = [
-        {"path": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": file_digest(path)}
-        for path in files
-        if not path.name.startswith(".")
-    ]
-    manifest = Manifest.model_validate({"files": facts})
+    facts = [_fact(folder, path) for path in files if not path.name.startswith(".")]
+    manifest = Manifest(files=tuple(facts))
     write_json(folder / MANIFEST, manifest.model_dump(mode="json"))
     shutil.rmtree(folder / CHUNKS, ignore_errors=True)
     return manifest
+
+
+def reseal(folder: Path, name: str) -> None:
+    """Put the file ``name``, made again, into `manifest.json`; what it says of every other file stays as it was."""
+    manifest = Manifest.model_validate(read_json(folder / MANIFEST))
+    others = [fact for fact in manifest.files if fact.path != name]
+    facts = sorted([*others, _fact(folder, folder / name)], key=lambda fact: Path(fact.path))
+    write_json(folder / MANIFEST, Manifest(files=tuple(facts)).model_dump(mode="json"))
+
+
+def _fact(folder: Path, path: Path) -> FileFact:
+    return FileFact(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=file_digest(path))
 
 
 def read_report(folder: Path) -> Report:
@@ -56,8 +66,19 @@ def read_report(folder: Path) -> Report:
         raise RobustevalError(f"'{folder / REPORT}' is not a report: {first_problem(error)}") from error
 
 
-def validate(folder: Path) -> list[str]:
-    """Return every problem found in the report in ``folder``, most basic first; an empty list means valid."""
+def read_rows(folder: Path) -> list[SampleRow]:
+    """Read `samples.jsonl`; raise `RobustevalError` when it is missing or damaged."""
+    try:
+        return [SampleRow.model_validate_json(line) for line in _lines(folder)]
+    except ValidationError as error:
+        raise RobustevalError(f"'{folder / SAMPLES}' has a line that is no sample: {first_problem(error)}") from error
+
+
+def validate(folder: Path, but: str | None = None) -> list[str]:
+    """Return every problem found in the report in ``folder``, most basic first; an empty list means valid.
+
+    A file called ``but`` is about to be made again, so its hash does not count.
+    """
     if not (folder / REPORT).is_file():
         raise UsageError(f"'{folder}' holds no finished report: there is no {REPORT} in it.")
     problems = [*_survive(_check_schemas(folder))]
@@ -69,7 +90,7 @@ def validate(folder: Path) -> list[str]:
     except ValidationError as error:
         return [first_problem(error)]
     checks = (
-        _check_manifest(folder),
+        _check_manifest(folder, but),
         *(check(report, rows) for check in CHECKS),
         _check_witnesses(folder, report, rows),
     )
@@ -117,13 +138,15 @@ def _say(where: str, error: jsonschema.ValidationError) -> str:
     return f"{where}: {path}: {error.message[:200]}"
 
 
-def _check_manifest(folder: Path) -> Iterator[str]:
+def _check_manifest(folder: Path, but: str | None) -> Iterator[str]:
     manifest = Manifest.model_validate(read_json(folder / MANIFEST))
     listed = {fact.path for fact in manifest.files}
     for name in (REPORT, SAMPLES):
         if name not in listed:
             yield f"{MANIFEST} does not list {name}"
     for fact in manifest.files:
+        if fact.path == but:
+            continue
         path = folder / fact.path
         if not path.resolve().is_relative_to(folder.resolve()):
             yield f"{MANIFEST} names '{fact.path}', outside the report folder"

@@ -34,7 +34,7 @@ def render(report: Report) -> str:
         + "".join(f"\n\n{decided}" for decided in rulings(report)),
         "## Findings\n\n" + _findings(report),
         "## Baselines\n\n" + _baselines(report),
-        "## Provenance\n\n" + _provenance(report),
+        "## Provenance\n\n" + _table(("what", "value"), list(provenance(report).items())),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -77,10 +77,11 @@ def _baselines(report: Report) -> str:
     return text + "".join(f"\n\n{_escape(note)}" for note in report.baselines.notes)
 
 
-def _provenance(report: Report) -> str:
+def provenance(report: Report) -> dict[str, str]:
+    """Say where the numbers come from, what -> value."""
     environment = report.environment
     commit = environment.git_commit or "installed package"
-    facts = {
+    return {
         "command": report.command,
         "created": report.created,
         "seed": str(report.seed),
@@ -94,4 +95,3 @@ def _provenance(report: Report) -> str:
         "device": f"{environment.device} {environment.device_name}".strip(),
         "versions": ", ".join(f"{name} {version}" for name, version in environment.packages.items()),
     }
-    return _table(("what", "value"), list(facts.items()))
