@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Train and attack several objectives under one recipe, and write one table.",
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
     "validate": "Check a report against its schema and against itself.",
+    "export": "Write a report in the form of RobustBench, the Hugging Face Hub, or CSV.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
 INTERRUPTED = 130

@@ -57,6 +57,14 @@ def read_report(folder: Path) -> Report:
         raise RobustevalError(f"'{folder / REPORT}' is not a report: {first_problem(error)}") from error
 
 
+def read_rows(folder: Path) -> list[SampleRow]:
+    """Read `samples.jsonl`; raise `RobustevalError` when it is missing or damaged."""
+    try:
+        return [SampleRow.model_validate_json(line) for line in _lines(folder)]
+    except ValidationError as error:
+        raise RobustevalError(f"'{folder / SAMPLES}' has a wrong row: {first_problem(error)}") from error
+
+
 def validate(folder: Path) -> list[str]:
     """Return every problem found in the report in ``folder``, most basic first; an empty list means valid."""
     if not (folder / REPORT).is_file():
