@@ -48,7 +48,7 @@ RUN_COLUMNS = {
             ("_count", "number of samples"),
         )
     },
-    **{verdict.value: f"samples with verdict '{verdict.value}'" for verdict in Verdict},
+    **{f"samples_{verdict.value}": f"samples with verdict '{verdict.value}'" for verdict in Verdict},
     "rank": "place among comparable RobustBench entries; empty if there is none",
     "rank_entries": "how many these are",
     "findings": "names of the findings with their severities; see report.md",
@@ -128,7 +128,7 @@ def _run(report: Report) -> list[Any]:
         **{"norm": report.threat.norm, "eps": report.threat.eps, "suite": suite.name, "suite_sha256": suite.sha256},
         "sigma": suite.smoothing.sigma if suite.smoothing else None,
         **_rates(report),
-        **{verdict.value: report.results.verdicts[verdict] for verdict in Verdict},
+        **{f"samples_{verdict.value}": report.results.verdicts[verdict] for verdict in Verdict},
         **{"rank": report.baselines.rank, "rank_entries": report.baselines.entries},
         "findings": "; ".join(f"{finding.severity} {finding.name}" for finding in report.findings),
         "forward": sum(stage.forward for stage in report.stages),
