@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
     "validate": "Check a report against its schema and against itself.",
     "export": "Write a report in the form of RobustBench, the Hugging Face Hub, or CSV.",
+    "submit": "Send a report to a leaderboard or to the Hugging Face Hub, or show what would be sent.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
 INTERRUPTED = 130
