@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import httpx2
-from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.sha import git_hash
@@ -42,6 +42,7 @@ class Hub:
         Return the commit's address and whether anything was sent: files that are there with the same content are not.
         Raises `UsageError` for a card of somebody else, `RobustevalError` when the Hub refuses or cannot be reached.
         """
+        constants.HF_HUB_DISABLE_TELEMETRY = True  # it would ask the public Hub first, whatever the endpoint
         api = HfApi(endpoint=self.endpoint, token=self.token.get_secret_value(), library_name="robusteval")
         try:
             with warnings.catch_warnings():
