@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from robusteval.render.eps_curve import write_curve
 from robusteval.render.markdown import render
 from robusteval.report import Finding, Repeat, Report, Smoothing
 from robusteval.runs import RunDir
+from robusteval.testing import examples
+from robusteval.testing.exporters import check_exporter
 from robusteval.verdict import Verdict
 
 SIZE, RIGHT = 80, 6
@@ -506,6 +509,55 @@ def test_the_command_refuses_an_invalid_report_and_names_every_reason(
         done = inside(*arguments)
         assert (done.returncode, one_sentence(done.stderr)) == (2, True), done.stderr
         assert said in done.stderr
+
+
+@pytest.mark.usefixtures("small_test_set")
+def test_submitting_to_robustbench_names_the_texts_and_the_forms(
+    inside: Cli, board: Evaluation, tmp_path: Path
+) -> None:
+    options = "".join(f"{name} = {json.dumps(value)}\n" for name, value in ANSWERS.items())
+    (tmp_path / "options.toml").write_text(options)
+    asked = ("submit", board.folder, "--to", "robustbench", "--config", "options.toml", "--out", "there")
+    done = inside(*asked, "--set", "venue=NeurIPS 2026")
+    assert done.returncode == 0, done.stderr
+    for name in ("model-issue.md", "evaluation-issue.md", "adversarial.pt"):
+        assert f"wrote there/{name}" in done.stdout
+    assert "https://github.com/RobustBench/robustbench/issues/new?template=new-model.md&title=" in done.stdout
+    stored = json.loads((tmp_path / "there" / "model_info" / "cifar10" / "Linf" / "Doe2026Toy.json").read_text())
+    assert (stored["venue"], stored["authors"]) == ("NeurIPS 2026", "Jane Doe, Max Muster")
+    assert "nothing; these files" in inside(*asked, "--dry-run").stdout
+
+
+@pytest.mark.usefixtures("small_test_set")
+@pytest.mark.parametrize("name", EXPORTERS.names())
+def test_every_exporter_keeps_the_contract(name: str, board: Evaluation, curve: Evaluation) -> None:
+    for params in examples(EXPORTERS, name):
+        for run in (board, curve, replace(curve, report=hostile(curve.report))):
+            check_exporter(EXPORTERS.build(name, params), run)
+
+
+WRONG: dict[str, tuple[Callable[[Evaluation], Export], str]] = {
+    "chance": (lambda run: Export({"a": os.urandom(8)}), "different results"),
+    "outside": (lambda run: Export({"../a": b""}), "outside its folder"),
+    "nothing": (lambda run: Export(), "neither files nor reasons"),
+    "both": (lambda run: Export({"a": b""}, ("No.",)), "neither files nor reasons"),
+    "no sentence": (lambda run: Export(barred=("a\nb",)), "no sentence"),
+    "text": (lambda run: Export({"a": "text"}), "of a str"),  # type: ignore[dict-item]
+    "writes": (lambda run: (run.folder / "new").write_text("x") and Export({"a": b""}), "changes the run"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_exporter_is_caught(name: str, curve: Evaluation, tmp_path: Path) -> None:
+    made_by, said = WRONG[name]
+
+    @dataclass(frozen=True)
+    class Wrong:
+        def __call__(self, run: Evaluation) -> Export:
+            return made_by(run)
+
+    with pytest.raises(AssertionError, match=said):
+        check_exporter(Wrong(), replace(curve, folder=tmp_path))
 
 
 def test_exporters_are_listed(inside: Cli) -> None:

@@ -88,6 +88,8 @@ def test_the_same_content_is_the_same_bytes(run: Path, tmp_path: Path) -> None:
         os.utime(copy, (1, 1))
     second = bundle(tmp_path / "copy", tmp_path / "b")
     assert first.path.read_bytes() == second.path.read_bytes()
+    backwards = dict(reversed(report_files(run).items()))
+    assert write_zip(backwards, tmp_path / "d" / "bundle.zip").sha256 == first.sha256
     assert (first.sha256, first.bytes) == (second.sha256, second.bytes)
     names = zipfile.ZipFile(first.path).namelist()
     assert names == sorted(names)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from robusteval.baselines.rank import load, place
 from robusteval.errors import UsageError
 from robusteval.evaluation.suite import load_suite, suite_digest
+from robusteval.exports._markdown import plain
 from robusteval.report import Report
 from robusteval.threat import ThreatModel
 
@@ -36,7 +37,7 @@ def unreliable(report: Report) -> bool:
 def barred(report: Report) -> tuple[str, ...]:
     """Return every reason why RobustBench would not take the report, each as a sentence."""
     rules = (_data, _whole, _suite, _deterministic, _gradients, _inference, _doubts)
-    return tuple(reason for rule in rules for reason in rule(report))
+    return tuple(plain(reason) for rule in rules for reason in rule(report))
 
 
 def _data(report: Report) -> Iterator[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlencode
 
 from robusteval.datasets.base import Split, in_order
@@ -58,6 +59,10 @@ class RobustBench:
     forms: Literal["model", "evaluation", "both"] = "both"
     images: bool = True
     data_dir: str | None = None
+
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
+        {"forms": "evaluation", "model_id": "Doe2026Toy", "evaluators": "Jane Doe", "images": False},
+    )
 
     def __call__(self, run: Evaluation) -> Export:
         """Return `model_info/DATASET/NORM/ID.json`, the texts of the issues and the tensor, or why they are barred."""
