@@ -174,6 +174,10 @@ def test_the_figures_are_strings_in_percent(board: Evaluation) -> None:
     assert results.clean.rate == RIGHT / SIZE
     assert ours["eps"] in {known.eps for known in load() if (known.dataset, known.threat) == ("cifar10", "Linf")}
     assert ours["dataset"] in {known.dataset for known in load()}
+    assert set(ours) == {
+        "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
+        "clean_acc", "reported", "autoattack_acc", "unreliable",
+    }  # fmt: skip
     assert (ours["additional_data"], ours["number_forward_passes"], ours["reported"]) == (False, 1, "")
 
 
@@ -203,7 +207,9 @@ def test_the_issue_has_every_field_of_the_form(board: Evaluation) -> None:
 
 @pytest.mark.usefixtures("small_test_set")
 def test_the_tensor_is_the_test_set_as_the_attack_left_it(board: Evaluation, tmp_path: Path) -> None:
-    written = write_files(made("robustbench", board, **ANSWERS).files, tmp_path)
+    export = made("robustbench", board, **ANSWERS)
+    written, again = write_files(export.files, tmp_path / "a"), write_files(export.files, tmp_path / "b")
+    assert all(path.read_bytes() == again[name].read_bytes() for name, path in written.items())
     images, split, net = torch.load(written["adversarial.pt"], weights_only=True), Small().split, Linear()
     clean = split.images(slice(None))
     broken = torch.tensor([row.verdict is Verdict.BROKEN for row in board.rows])

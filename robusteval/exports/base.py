@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robusteval.catalog import Catalog
-from robusteval.errors import UsageError
+from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.validate import read_report, read_rows
 from robusteval.report import Report, SampleRow
 from robusteval.runs import write_atomic
@@ -76,11 +75,21 @@ def ask_for(exporter: Exporter, names: Iterable[str]) -> None:
 def write_files(files: Mapping[str, Content], folder: Path) -> dict[str, Path]:
     """Write ``files`` into ``folder``, each atomically; return name -> path in the order of their names."""
     for name, content in files.items():
-        write_atomic(folder / name, content if isinstance(content, bytes) else _saved(content))
+        if isinstance(content, bytes):
+            write_atomic(folder / name, content)
+        else:
+            _save(content, folder / name)
     return {name: folder / name for name in sorted(files)}
 
 
-def _saved(tensor: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(tensor, buffer)
-    return buffer.getvalue()
+def _save(tensor: Tensor, path: Path) -> None:
+    """Store a tensor, which may be gigabytes, without a copy in memory."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:  # by its name torch would store the name, too
+            torch.save(tensor, file)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where a disk is full
+        partial.unlink(missing_ok=True)
+        raise RobustevalError(f"cannot write '{path}': {error}.") from error
