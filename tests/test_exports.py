@@ -175,8 +175,8 @@ def test_the_figures_are_strings_in_percent(board: Evaluation) -> None:
     assert ours["eps"] in {known.eps for known in load() if (known.dataset, known.threat) == ("cifar10", "Linf")}
     assert ours["dataset"] in {known.dataset for known in load()}
     assert set(ours) == {
-        "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
-        "clean_acc", "reported", "autoattack_acc", "unreliable",
+        "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture",
+        "eps", "clean_acc", "reported", "autoattack_acc", "unreliable",
     }  # fmt: skip
     assert (ours["additional_data"], ours["number_forward_passes"], ours["reported"]) == (False, 1, "")
 
