@@ -122,7 +122,7 @@ def _to_hub(
         chosen = "".join(f" {flag}" for flag, given in _flags(how).items() if given)
         _show(run, f"repository {repo} at {endpoint}{chosen}", measure(files))
         return
-    commit, sent = hub.submit(measure(files), f"Robustness report on {run.report.data.title}")
+    commit, sent = hub.submit(measure(files), f"Robustness report {run.report.created[:10]}")
     click.echo(f"{'sent' if sent else 'there already'}: {commit}")
 
 
