@@ -59,13 +59,25 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raise `UsageError` when it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"config file '{path}' cannot be read: {error.strerror}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"config file '{path}' is not TOML: {error}.") from error
+
+
+def read_assignments(assignments: Iterable[str]) -> dict[str, str]:
+    """Return key -> value of ``key=value`` strings, values as they were typed; raise `UsageError` for other forms."""
+    pairs = {}
+    for assignment in assignments:
+        key, separator, value = assignment.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set '{assignment}' is not of the form key=value.")
+        pairs[key.strip()] = value.strip()
+    return pairs
 
 
 def _explain(error: ValidationError, cls: type[Settings]) -> str:
@@ -97,13 +109,10 @@ def resolve(
     ``base`` is a tree like the TOML file's; ``flags`` maps dotted keys to values; None means that the flag was not
     given. Raises `UsageError`.
     """
-    tree = _merge(base or {}, _read_toml(toml) if toml else {})
+    tree = _merge(base or {}, read_toml(toml) if toml else {})
     changes: dict[str, Any] = {}
-    for assignment in assignments:
-        key, separator, value = assignment.partition("=")
-        if not separator or not key:
-            raise UsageError(f"--set '{assignment}' is not of the form key=value.")
-        _put(changes, key.strip(), _parse_value(value.strip()))
+    for key, typed in read_assignments(assignments).items():
+        _put(changes, key, _parse_value(typed))
     for key, value in flags.items():
         if value is not None:
             _put(changes, key, value)

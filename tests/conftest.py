@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robusteval.cli import main
 from robusteval.datasets.base import Split
 from robusteval.datasets.open import open_dataset
 from robusteval.models.base import Classifier
@@ -140,6 +141,26 @@ def cli(warm: subprocess.Popen[str], tmp_path: Path, tmp_path_factory: pytest.Te
         code = int(warm.stdout.readline())
         out, err = (Path(files[name]).read_text() for name in ("stdout", "stderr"))
         return subprocess.CompletedProcess(job["arguments"], code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command in this process, in an empty folder: it sees what the test has patched, variables included."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        asked = [str(argument) for argument in arguments]
+        monkeypatch.setattr(sys, "argv", ["cli.py", *asked])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(asked, code, printed.out, printed.err)
 
     return run
 

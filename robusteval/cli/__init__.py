@@ -19,6 +19,8 @@ COMMANDS = {
     "render": "Write the HTML page of an evaluation's folder again.",
     "validate": "Check a report against its schema and against itself.",
     "verify": "Replay the evidence of a report with the model and the data; --attack N audits it.",
+    "export": "Write a report in the form of RobustBench, the Hugging Face Hub, or CSV.",
+    "submit": "Send a report to a leaderboard or to the Hugging Face Hub, or show what would be sent.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
 INTERRUPTED = 130

@@ -20,6 +20,7 @@ KINDS = {
     "datasets": ("dataset", "datasets"),
     "models": ("architecture", "models"),
     "sources": ("model source", "models.zoo"),
+    "exports": ("exporter", "exports"),
 }
 
 
@@ -49,7 +50,7 @@ def loose_note(plugin: str) -> str:
 def command(kinds: tuple[str, ...], as_json: bool) -> None:
     """Name all plug-ins, or those of the given KINDS.
 
-    KINDS: objectives, attacks, certifiers, datasets, models, sources, suites, recipes.
+    KINDS: objectives, attacks, certifiers, datasets, models, sources, exports, suites, recipes.
     """
     known = [*KINDS, "suites", "recipes"]
     for kind in kinds:

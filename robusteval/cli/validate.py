@@ -21,6 +21,11 @@ def command(path: Path) -> None:
     Neither the model nor the data is needed, so costs, provenance and the witnesses' effect are not checked. Exit
     code 3 if anything is wrong.
     """
+    click.echo(f"valid: {valid(path)}")
+
+
+def valid(path: Path) -> Path:
+    """Return the folder of the report at ``path``; name what is wrong with it and raise `CheckFailed` if anything."""
     from robusteval.evaluation.validate import validate
 
     folder = path.parent if path.name == "report.json" else path
@@ -29,7 +34,7 @@ def command(path: Path) -> None:
         _console.say(f"wrong: {problem}")
     if problems:
         raise CheckFailed(f"'{folder}' is not a valid report: {len(problems)} problem(s).")
-    click.echo(f"valid: {folder}")
+    return folder
 
 
 def _check_rendering(folder: Path) -> Iterator[str]:
