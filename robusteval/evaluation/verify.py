@@ -33,7 +33,7 @@ from robusteval.models.io import weights_digest
 from robusteval.provenance import deterministic
 from robusteval.report import Report, SampleRow, broken_at
 from robusteval.rng import SampleRng, derive_seed
-from robusteval.runs import CONFIG, read_json
+from robusteval.runs import CONFIG, LAUNCH, read_json
 from robusteval.settings import PluginSpec
 from robusteval.witnesses import load_witnesses
 
@@ -79,7 +79,7 @@ def subject(folder: Path, source: Source) -> Plan:
     changes: dict[str, Any] = {
         "model": model,
         "dataset": source.dataset or report.data.name,
-        "data_dir": source.data_dir,
+        "data_dir": source.data_dir or _data_dir(folder),
         "norm": report.threat.norm,
         "eps": report.threat.eps,
         "curve": several or False,
@@ -94,6 +94,13 @@ def subject(folder: Path, source: Source) -> Plan:
     if source.architecture:
         changes["architecture"] = source.architecture
     return prepare(config.model_copy(update=changes), suite=Suite.of(report.suite))
+
+
+def _data_dir(folder: Path) -> str | None:
+    """Return where the data lay when the run was made, if it was made on this machine."""
+    launch = read_json(folder / LAUNCH) if (folder / LAUNCH).is_file() else {}
+    stated = launch.get("data_dir") if isinstance(launch, dict) else None
+    return stated if isinstance(stated, str) and Path(stated).exists() else None
 
 
 def verify(folder: Path, source: Source) -> Verification:
