@@ -151,8 +151,7 @@ def test_the_class_table_sorts(browser: Any, files: dict[str, Path]) -> None:
             assert table.locator("tbody td:nth-child(2)").all_inner_texts() == expected
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desktop", "dark")])
 def test_accessibility(browser: Any, files: dict[str, Path], size: str, scheme: str) -> None:
     """No serious or critical violation by axe-core, page and open sample; nothing is wider than the screen."""
     with Visit(browser, files["plain"], size, scheme) as visit:
