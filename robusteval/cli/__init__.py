@@ -16,6 +16,7 @@ COMMANDS = {
     "compare": "Train and attack several objectives under one recipe, and write one table.",
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
     "validate": "Check a report against its schema and against itself.",
+    "leaderboard": "Run a leaderboard for reports, or write one as static files.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
 INTERRUPTED = 130
