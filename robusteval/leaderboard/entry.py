@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Literal
 
 from pydantic import Field
 
 from robusteval.report import Rate, Record, Report, Severity, Sha256
+from robusteval.suites import suite_files
 
 Status = Literal["claimed", "checked", "refuted"]
 Track = Literal["standard", "queries", "randomised", "smoothed"]
@@ -95,6 +97,12 @@ def track_of(report: Report) -> Track:
     return "queries" if report.queries is not None else "standard"
 
 
+def _suite(name: str) -> str:
+    """Return the name of a suite of ours; of another's file only the end, marked: its name proves nothing."""
+    ours = all(part in suite_files() for part in name.split("+"))
+    return name if ours else f"{harmless(PurePath(name).name, 40)} (custom)"
+
+
 def entry_of(report: Report) -> Entry:
     """Return what is shown of a report that was found valid."""
     model, data, threat, results = report.model, report.data, report.threat, report.results
@@ -112,7 +120,7 @@ def entry_of(report: Report) -> Entry:
         eps=harmless(threat.eps),
         radius=threat.radius,
         track=track_of(report),
-        suite=harmless(report.suite.name),
+        suite=_suite(report.suite.name),
         clean=results.clean,
         empirical=results.empirical,
         certified=results.certified,

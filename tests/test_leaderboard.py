@@ -1,0 +1,143 @@
+"""What a leaderboard takes in: good reports once, and nothing that is wrong, too large or meant to do harm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `server` is not installed")
+pytest.importorskip("sqlalchemy", reason="the extra `server` is not installed")
+
+from cage_jobs import take
+from conftest import Cli, one_sentence
+from leaderboard_kit import API, LIMITS, SCRIPT, Board, Files, changed, packed, sha256
+
+from robusteval.errors import RobustevalError, UsageError
+from robusteval.leaderboard.bundle import MIB, Limits, Refused
+from robusteval.leaderboard.cage import Cage, CageError
+from robusteval.leaderboard.entry import harmless
+from robusteval.leaderboard.intake import TooSlow, receive
+from robusteval.leaderboard.store import Store
+
+
+def test_a_report_is_taken_once_and_stays_with_its_first_owner(board: Board, files: Files) -> None:
+    body = packed(changed(files, seed=1))
+    first, again, other = board.put(body), board.put(body), board.put(body, board.bob)
+    assert [one.status_code for one in (first, again, other)] == [201, 200, 200]
+    assert first.json() == {
+        "id": sha256(body),
+        "status": "claimed",
+        "url": f"http://testserver/submissions/{sha256(body)}",
+    }
+    shown = board.client.get(f"{API}/{sha256(body)}").json()
+    assert (shown["owner"], shown["report"]["evaluated"]) == ("alice", 12)
+    assert board.root.joinpath("bundles", sha256(body)[:2], f"{sha256(body)}.zip").read_bytes() == body
+    assert list(board.root.joinpath("incoming").iterdir()) == []
+
+
+def test_what_was_uploaded_is_text_on_the_pages(board: Board, files: Files) -> None:
+    body = packed(changed(files, model__name=SCRIPT, model__architecture="a\0b", data__title='"><img src=x onerror=1>'))
+    assert board.put(body).status_code == 201
+    for path in ("/", f"/submissions/{sha256(body)}"):
+        page = board.client.get(path)
+        assert "<script>alert" not in page.text
+        assert "&lt;script&gt;alert(1)&lt;/script&gt;\N{REPLACEMENT CHARACTER}" in page.text
+        assert "<img" not in page.text
+        assert not any(c in page.text for c in "\0\u202e")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        assert "script-src 'self';" in page.headers["content-security-policy"]
+        assert "unsafe" not in page.headers["content-security-policy"]
+
+
+def test_wrong_requests_are_refused(board: Board, files: Files) -> None:
+    body = packed(changed(files, seed=2))
+    for token in ("nobody.x", "alice.wrong", f"{board.alice}x", "alice.", "."):
+        assert board.put(body, token).status_code == 401, token
+    assert board.client.put(f"{API}/{sha256(body)}", content=body).status_code == 401
+    assert board.put(body, name="0" * 64).status_code == 409
+    assert board.put(body, name="0" * 63).status_code == 422
+    assert board.put(body, **{"Content-Type": "text/html"}).status_code == 415
+    assert board.put(bytes(LIMITS.upload + 1)).status_code == 413
+    assert board.client.get(f"{API}?eps=1/0").status_code == 422
+    assert board.client.get("/submissions/nothing").status_code == 422
+    assert board.client.get(f"{API}/{sha256(body)}").status_code == 404
+
+
+def test_a_streamed_body_may_not_be_too_large_or_too_slow(tmp_path: Path) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(65536)
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield b"PK"
+        await asyncio.sleep(60)
+
+    with pytest.raises(Refused, match="larger than 1048576"):
+        asyncio.run(receive(endless(), tmp_path / "large", Limits(upload=MIB)))
+    assert (tmp_path / "large").stat().st_size <= MIB
+    with pytest.raises(TooSlow):
+        asyncio.run(receive(stalled(), tmp_path / "slow", Limits(patience=0)))
+
+
+def test_submissions_can_be_filtered_and_sorted(board: Board, files: Files) -> None:
+    names = ["b-sorted", "a-sorted", "c-sorted"]
+    for name in names:
+        assert board.put(packed(changed(files, model__name=name))).status_code == 201
+    ask = {"dataset": "digits", "norm": "Linf", "eps": "1/10", "status": "claimed", "sort": "model", "order": "asc"}
+    found = board.client.get(API, params={**ask, "size": 500}).json()
+    models = [one["report"]["model"] for one in found["submissions"]]
+    assert [model for model in models if model in names] == sorted(names)
+    assert found["total"] == len(models) == len(board.stored())
+    second = board.client.get(API, params={**ask, "size": 1, "page": 2}).json()
+    assert [one["report"]["model"] for one in second["submissions"]] == [models[1]]
+    for other in ({"eps": "0.2"}, {"norm": "L2"}, {"dataset": "mnist"}, {"status": "checked"}):
+        assert board.client.get(API, params=ask | other).json()["total"] == 0, other
+
+
+def test_shown_texts_are_cut_and_cleaned() -> None:
+    assert harmless("a\0\u202e\ud800b\n") == "a" + "\N{REPLACEMENT CHARACTER}" * 3 + "b\N{REPLACEMENT CHARACTER}"
+    assert len(harmless("x" * 1_000_000)) == 120
+
+
+def test_a_job_that_takes_too_much_dies_alone() -> None:
+    cage = Cage(take, 64 * MIB, 1)
+    try:
+        for what, said in (("memory", "64 MiB"), ("time", "more than 1 s"), ("crash", "crashed"), ("memory", "64 MiB")):
+            with pytest.raises(CageError, match=said):
+                cage(what)
+        assert cage("well") == "well"
+    finally:
+        cage.close()
+
+
+def test_tokens_are_kept_as_hashes_and_can_be_revoked(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "board.db"
+    store = Store(f"sqlite:///{path}")
+    token = store.add_token("carol")
+    assert token.partition(".")[2].encode() not in path.read_bytes()
+    assert (store.holder(token), store.holder(token + "x"), store.holder("carol.")) == ("carol", None, None)
+    store.revoke_token("carol")
+    assert store.holder(token) is None
+    for wrong in ("carol", "a b", "", "x" * 41):
+        with pytest.raises(UsageError):
+            store.add_token(wrong)
+    for gone in ("carol", "dora"):
+        with pytest.raises(UsageError, match="no token"):
+            store.revoke_token(gone)
+    store.close()
+
+
+def test_the_token_commands(cli: Cli) -> None:
+    assert cli("leaderboard", "token", "add", "carol").stdout.startswith("carol.")
+    assert "0 submissions" in cli("leaderboard", "token", "list").stdout
+    done = cli("leaderboard", "token", "revoke", "dora")
+    assert (done.returncode, one_sentence(done.stderr)) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "mysql://x/y", "nonsense", "postgresql://nobody@127.0.0.1:1/none"])
+def test_a_database_that_cannot_be_used_is_said_in_one_sentence(url: str) -> None:
+    with pytest.raises(RobustevalError, match="database"):
+        Store(url)
