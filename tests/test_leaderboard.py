@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,16 @@ def test_a_report_is_taken_once_and_stays_with_its_first_owner(board: Board, fil
     assert (shown["owner"], shown["report"]["evaluated"]) == ("alice", 12)
     assert board.root.joinpath("bundles", sha256(body)[:2], f"{sha256(body)}.zip").read_bytes() == body
     assert list(board.root.joinpath("incoming").iterdir()) == []
+
+
+def test_one_bundle_from_many_at_once_is_stored_once(board: Board, files: Files) -> None:
+    body = packed(changed(files, seed=3))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda turn: board.put(body, (board.alice, board.bob)[turn % 2]), range(8)))
+    codes = [one.status_code for one in answers]
+    assert sorted(codes) == [200] * 7 + [201]
+    owner = board.client.get(f"{API}/{sha256(body)}").json()["owner"]
+    assert owner == ("alice", "bob")[codes.index(201) % 2]
 
 
 def test_what_was_uploaded_is_text_on_the_pages(board: Board, files: Files) -> None:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -43,6 +44,7 @@ def make_app(server: Server) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _unprocessable)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(ClientDisconnect, _gone)
+    app.add_exception_handler(405, _wrong_method)
     app.add_middleware(SafeHeaders)
     app.include_router(router)
     app.add_api_route("/", index, include_in_schema=False)
@@ -70,6 +72,15 @@ async def _unprocessable(_: Request, error: Exception) -> Response:
 
 async def _refused(_: Request, error: Exception) -> Response:
     return _problem(CODES.get(type(error), 422), str(error), error.problems if isinstance(error, Invalid) else [])
+
+
+async def _wrong_method(request: Request, _: Exception) -> Response:
+    """Name the methods of every route with this path; a route knows only its own."""
+    routes = [route for route in (*request.app.routes, *router.routes) if route.matches(request.scope)[0] != Match.NONE]
+    allowed = {method for route in routes for method in getattr(route, "methods", None) or ()} or {"GET", "HEAD"}
+    answer = _problem(405, "this method is not for this address.", [])
+    answer.headers["allow"] = ", ".join(sorted(allowed))
+    return answer
 
 
 async def _gone(_: Request, __: Exception) -> Response:

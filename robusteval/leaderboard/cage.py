@@ -35,13 +35,15 @@ class CageError(RobustevalError):
 class Cage:
     """Runs ``function``, a module's own, on JSON values; what it returns must be JSON too.
 
-    A keeper process imports the function once and forks for every call, so that nothing of one job is left for the
-    next. A job may take ``memory`` bytes more than the keeper has (enforced on Linux) and ``seconds`` of CPU.
+    A keeper process imports the function once, calls ``warm``, and forks for every call, so that nothing of one job is
+    left for the next. A job may take ``memory`` bytes more than the keeper has (enforced on Linux) and ``seconds`` of
+    CPU.
     """
 
     function: Callable[..., Any]
     memory: int
     seconds: int
+    warm: Callable[[], Any] = gc.collect
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _keeper: tuple[BaseProcess, Connection] | None = None
 
@@ -70,7 +72,8 @@ class Cage:
         if self._keeper is None:
             context = multiprocessing.get_context("spawn")
             ours, theirs = context.Pipe()
-            keeper = context.Process(target=_keep, args=(theirs, self.function, self.memory, self.seconds), daemon=True)
+            arguments = (theirs, self.function, self.warm, self.memory, self.seconds)
+            keeper = context.Process(target=_keep, args=arguments, daemon=True)
             keeper.start()
             theirs.close()
             self._keeper = keeper, ours
@@ -97,8 +100,11 @@ class Cage:
         return f"the worker crashed (exit code {code})."
 
 
-def _keep(connection: Connection, function: Callable[..., Any], memory: int, seconds: int) -> None:
+def _keep(
+    connection: Connection, function: Callable[..., Any], warm: Callable[[], Any], memory: int, seconds: int
+) -> None:
     die_with_parent()
+    warm()
     gc.collect()
     gc.freeze()  # or collections in the children would copy every page
     while True:

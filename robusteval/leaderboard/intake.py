@@ -8,14 +8,19 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robusteval.evaluation.validate import read_report, validate
+from robusteval.errors import UsageError
+from robusteval.evaluation.suite import load_suite
+from robusteval.evaluation.validate import read_report, validate, validator
 from robusteval.leaderboard.bundle import MODEL, Limits, Refused, limits_of, unpack
 from robusteval.leaderboard.entry import Entry, entry_of, harmless
+from robusteval.report import SCHEMAS
+from robusteval.suites import suite_files
+from robusteval.threat import ThreatModel
 
 SHOWN = 20
 
@@ -117,6 +122,15 @@ async def _receive(body: AsyncIterator[bytes], path: Path, limits: Limits) -> st
             sha.update(block)
             file.write(block)
     return sha.hexdigest()
+
+
+def warm() -> None:
+    """Load, before any bundle is looked at, the plug-ins and schemas that checking a report needs."""
+    for schema in SCHEMAS:
+        validator(schema)
+    for name in suite_files():
+        with suppress(UsageError):  # some are for another norm
+            load_suite(name, ThreatModel.parse("Linf", "8/255"))
 
 
 def examine(bundle: str, folder: str, limits: dict[str, Any]) -> dict[str, Any]:

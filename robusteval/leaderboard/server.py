@@ -17,7 +17,7 @@ from robusteval.leaderboard.bundle import Limits, Refused
 from robusteval.leaderboard.cage import Cage, CageError
 from robusteval.leaderboard.check import replay
 from robusteval.leaderboard.entry import Status, harmless
-from robusteval.leaderboard.intake import Accepted, Storage, accepted, examine
+from robusteval.leaderboard.intake import Accepted, Storage, accepted, examine, warm
 from robusteval.leaderboard.store import Store
 
 LOOKERS = 2
@@ -41,7 +41,7 @@ class Server:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        self._lookers = [Cage(examine, limits.memory, limits.seconds) for _ in range(LOOKERS)]
+        self._lookers = [Cage(examine, limits.memory, limits.seconds, warm) for _ in range(LOOKERS)]
         self._checker = Cage(replay, limits.check_memory, limits.check_seconds)
 
     @asynccontextmanager
