@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,6 +155,17 @@ def _postgresql() -> Path | None:
     return Path(found).resolve().parent if found else beside[-1].parent if beside else None
 
 
+def _unprivileged() -> dict[str, Any]:
+    """Return as whom to start PostgreSQL, which refuses to run as root; skip where there is nobody."""
+    if os.geteuid() != 0:
+        return {}
+    try:
+        user = pwd.getpwnam("postgres")
+    except KeyError:
+        pytest.skip("PostgreSQL does not run as root, and there is no user postgres")
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
 @pytest.fixture
 def postgresql() -> Iterator[str]:
     """Run a PostgreSQL server of this test's own, on a socket in a short path; yields its URL."""
@@ -160,23 +173,20 @@ def postgresql() -> Iterator[str]:
     if binaries is None:
         pytest.skip("no PostgreSQL server (initdb, postgres) on this machine")
     pytest.importorskip("psycopg", reason="the extra `server` is not installed")
-    root = os.geteuid() == 0
-    if root and not shutil.which("runuser"):
-        pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+    as_owner = _unprivileged()
     folder = Path(tempfile.mkdtemp(prefix="pg"))
-    unprivileged = ["runuser", "-u", "postgres", "--"] if root else []
-    if root:
-        shutil.chown(folder, "postgres")
+    if as_owner:
+        shutil.chown(folder, as_owner["user"])
     data = folder / "data"
     setup = [binaries / "initdb", "-D", data, "-U", "robusteval", "-A", "trust", "--no-sync"]
-    subprocess.run([*unprivileged, *setup], check=True, capture_output=True, cwd=folder)
+    subprocess.run(setup, check=True, capture_output=True, cwd=folder, **as_owner)
     run = [binaries / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
-    server = subprocess.Popen([*unprivileged, *run], cwd=folder, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL, **as_owner)
     try:
         yield _answering(f"postgresql://robusteval@/postgres?host={folder}", server)
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait()
+        server.wait(PATIENCE)
         shutil.rmtree(folder)
 
 
