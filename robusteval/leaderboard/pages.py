@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 MOST = 1000
 """Submissions that the page shows; the API has them all."""
-POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'"
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,17 @@ def write_site(found: Sequence[Published], out: Path) -> None:
 
 
 def _order(submitted: set[tuple[str, str, float]]) -> Any:
-    """Compare like with like: settings of which something was submitted first, in each the best first."""
-    return lambda row: (row.setting not in submitted, row.setting, -(row.empirical.value or 0.0), row.model)
+    """Compare like with like: settings of which something was submitted first, in each the best first.
+
+    What is refuted comes last.
+    """
+    return lambda row: (
+        row.setting not in submitted,
+        row.setting,
+        row.status == "refuted",
+        -(row.empirical.value or 0.0),
+        row.model,
+    )
 
 
 def _row(one: Published, suffix: str) -> Row:
@@ -118,7 +127,7 @@ def _row(one: Published, suffix: str) -> Row:
 
 def _figure(rate: Rate | None, name: str) -> Figure:
     if rate is None:
-        return Figure("not attempted")
+        return Figure("none")
     return Figure(percent(rate.rate, down=name == "certified"), 100 * rate.rate, interval(rate))
 
 
@@ -143,7 +152,7 @@ def _published(entry: Baseline) -> Row:
         track="standard",
         clean=Figure(f"{entry.clean_acc:.2f} %", entry.clean_acc),
         empirical=Figure(f"{entry.best_known:.2f} %", entry.best_known),
-        certified=Figure("not attempted"),
+        certified=Figure("none"),
         suite="AutoAttack" if entry.external is None else "best known attack",
         status="published",
         date=entry.venue,
