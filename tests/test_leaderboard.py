@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +18,12 @@ from conftest import Cli, one_sentence
 from leaderboard_kit import API, LIMITS, SCRIPT, Board, Files, changed, packed, sha256
 
 from robusteval.errors import RobustevalError, UsageError
+from robusteval.evaluation.validate import read_report
 from robusteval.leaderboard.bundle import MIB, Limits, Refused
 from robusteval.leaderboard.cage import Cage, CageError
-from robusteval.leaderboard.entry import harmless
-from robusteval.leaderboard.intake import TooSlow, receive
+from robusteval.leaderboard.entry import entry_of, harmless
+from robusteval.leaderboard.intake import Accepted, Storage, TooSlow, receive
+from robusteval.leaderboard.server import Server
 from robusteval.leaderboard.store import Store
 
 
@@ -106,6 +109,61 @@ def test_submissions_can_be_filtered_and_sorted(board: Board, files: Files) -> N
     assert [one["report"]["model"] for one in second["submissions"]] == [models[1]]
     for other in ({"eps": "0.2"}, {"norm": "L2"}, {"dataset": "mnist"}, {"status": "checked"}):
         assert board.client.get(API, params=ask | other).json()["total"] == 0, other
+
+
+def test_nothing_is_told_of_before_it_is_kept(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fails in between, there is no row without a bundle; a bundle without a row goes at the next start."""
+    store, storage = Store(f"sqlite:///{tmp_path}/board.db"), Storage(tmp_path / "storage")
+    store.add_token("alice")
+    storage.clean(store.known())
+    server = Server(store, storage)
+
+    async def look(*_: Path) -> Accepted:
+        return Accepted(entry_of(read_report(small_run)), with_model=False)
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    def take(name: str) -> None:
+        (storage.temporary / name).write_bytes(b"bundle")
+        asyncio.run(server.take(storage.temporary / name, tmp_path, name * 64, "alice"))
+
+    monkeypatch.setattr(server, "_look", look)
+    for owner, method, left in ((Storage, "keep", 0), (Store, "add", 1)):
+        with monkeypatch.context() as broken:
+            broken.setattr(owner, method, fail)
+            with pytest.raises(OSError, match="no space"):
+                take("a")
+        assert (store.known(), len(list(storage.root.glob("bundles/*/*")))) == (set(), left)
+    take("b")
+    storage.clean(store.known())
+    assert [path.stem for path in storage.root.glob("bundles/*/*")] == ["b" * 64]
+    assert list(storage.temporary.iterdir()) == []
+    store.close()
+
+
+def test_a_check_that_kills_the_server_is_not_tried_for_ever(small_run: Path, tmp_path: Path) -> None:
+    store = Store(f"sqlite:///{tmp_path}/board.db")
+    store.add_token("alice")
+    for name, with_model in (("a", True), ("b", False)):
+        store.add(name * 64, "alice", Accepted(entry_of(read_report(small_run)), with_model))
+    assert [store.next_to_check() for _ in range(4)] == ["a" * 64] * 3 + [None]
+    store.reopen()
+    assert store.next_to_check() == "a" * 64
+    store.settle("a" * 64, "checked", "fine")
+    store.reopen()
+    assert store.next_to_check() is None
+    store.close()
+
+
+@pytest.mark.parametrize(("package", "arguments"), [("sqlalchemy", ["token", "list"]), ("uvicorn", ["serve"])])
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, package: str, arguments: list[str]) -> None:
+    from robusteval.cli.leaderboard import command
+
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, "robusteval.leaderboard.store")
+    with pytest.raises(UsageError, match=r"'robusteval\[server\]'"):
+        command.main(arguments, standalone_mode=False)
 
 
 def test_shown_texts_are_cut_and_cleaned() -> None:
