@@ -35,6 +35,8 @@ def test_the_wheel_has_what_is_not_python(wheel: Path) -> None:
         "schemas/v1/report.schema.json",
         "suites/standard.toml",
         "baselines/robustbench.json",
+        "leaderboard/templates/index.html",
+        "leaderboard/static/leaderboard.js",
         "py.typed",
     ):
         assert f"robusteval/{name}" in names, name

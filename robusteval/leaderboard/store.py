@@ -10,27 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from sqlalchemy import (
-    ColumnElement,
-    CursorResult,
-    Engine,
-    ForeignKey,
-    String,
-    create_engine,
-    event,
-    func,
-    make_url,
-    select,
-    update,
-)
-from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy import ColumnElement, CursorResult, func, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.leaderboard.entry import Entry, Published, Status
+from robusteval.leaderboard.tables import Base, Submission, Token, open_engine
 
 if TYPE_CHECKING:  # tokens are managed without loading what looks at bundles
     from robusteval.leaderboard.intake import Accepted
@@ -40,44 +28,6 @@ MAX_TRIES = 3
 """Checks of one submission that may be begun and not ended, by a server that was killed perhaps."""
 WITHOUT_MODEL = "It came without weights, so nobody can run it here."
 _TOKEN_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
-
-
-class Base(DeclarativeBase):
-    """The tables."""
-
-
-class Token(Base):
-    """Somebody who may submit; only a hash of the secret is kept, which is random and so needs no slow hash."""
-
-    __tablename__ = "tokens"
-
-    name: Mapped[str] = mapped_column(String(40), primary_key=True)
-    digest: Mapped[str] = mapped_column(String(64))
-    created: Mapped[str] = mapped_column(String(40))
-    revoked: Mapped[str | None] = mapped_column(String(40))
-
-
-class Submission(Base):
-    """A stored bundle. ``entry`` is what is shown, as JSON; the columns that repeat some of it are for queries."""
-
-    __tablename__ = "submissions"
-
-    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    owner: Mapped[str] = mapped_column(ForeignKey("tokens.name"))
-    received: Mapped[str] = mapped_column(String(40), index=True)
-    entry: Mapped[str]
-    dataset: Mapped[str] = mapped_column(index=True)
-    norm: Mapped[str]
-    radius: Mapped[float]
-    model: Mapped[str]
-    clean: Mapped[float]
-    empirical: Mapped[float]
-    certified: Mapped[float | None]
-    with_model: Mapped[bool]
-    status: Mapped[str] = mapped_column(String(10), default="claimed", index=True)
-    reason: Mapped[str] = mapped_column(default="")
-    tries: Mapped[int] = mapped_column(default=0)
-    settled: Mapped[bool] = mapped_column(default=False)
 
 
 @dataclass(frozen=True)
@@ -105,7 +55,7 @@ class Store:
     """Queries on one database, from any thread."""
 
     def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+        self.engine = open_engine(url)
         try:
             Base.metadata.create_all(self.engine)
         except SQLAlchemyError as error:
@@ -238,32 +188,3 @@ def _published(row: Submission) -> Published:
 
 def _hash(secret: str) -> str:
     return hashlib.sha256(secret.encode(errors="replace")).hexdigest()
-
-
-def _engine(text: str) -> Engine:
-    try:
-        url = make_url(text)
-        if url.drivername in ("postgresql", "postgres"):
-            url = url.set(drivername="postgresql+psycopg")
-        if url.get_backend_name() not in ("sqlite", "postgresql"):
-            raise UsageError(
-                f"database '{url.get_backend_name()}' is not known; give sqlite:///FILE or postgresql://..."
-            )
-        if url.get_backend_name() == "sqlite":
-            if not url.database:
-                raise UsageError("a database in memory would be lost; give sqlite:///FILE.")
-            Path(url.database).absolute().parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(url, pool_pre_ping=True)
-    except (ArgumentError, ImportError, OSError) as error:
-        raise UsageError(f"the database URL cannot be used: {error}.") from error
-    if url.get_backend_name() == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    """Let readers go on while one writes, lose nothing when power fails, and wait for other writers."""
-    connection.execute("PRAGMA busy_timeout = 30000")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
