@@ -14,7 +14,7 @@ import reprlib
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -127,6 +127,11 @@ def parameters(plugin: Any) -> dict[str, Any]:
     return plain
 
 
+@cache
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)  # takes longer to make than to use
+
+
 def construct(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:
     """Build the dataclass ``cls`` from ``params`` with types checked and strings converted."""
     if not is_dataclass(cls):
@@ -137,7 +142,7 @@ def construct(cls: type[Any], params: Mapping[str, Any], what: str) -> Any:
             listed = ", ".join(known) or "none"
             raise UsageError(f"{what} has no parameter '{key}'.{nearest(key, known)} Known: {listed}.")
     try:
-        return TypeAdapter(cls).validate_python(dict(params))
+        return _adapter(cls).validate_python(dict(params))
     except ValidationError as error:
         raise UsageError(f"{what}: {first_problem(error)}") from error
 

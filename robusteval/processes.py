@@ -38,11 +38,16 @@ def worker_pool(workers: int, flag: str, start: Callable[..., None], *arguments:
 
 
 def _begin(start: Callable[..., None], *arguments: Any) -> None:
+    die_with_parent()
+    start(*arguments)
+
+
+def die_with_parent() -> None:
+    """Make this process, a child by `multiprocessing`, end when its parent does, and leave Ctrl-C to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    start(*arguments)
 
 
 def _die_with(parent: BaseProcess) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -25,6 +26,9 @@ from robusteval.settings import PluginSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+
+if TYPE_CHECKING:
+    from leaderboard_kit import Board
 
 torch.set_num_threads(1)
 
@@ -89,6 +93,33 @@ def model_folder(digits_net: Classifier, digits: Split, tmp_path_factory: pytest
     return folder
 
 
+@pytest.fixture(scope="session")
+def small_run(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished evaluation of a few digits, with all its files."""
+    from leaderboard_kit import make_run
+
+    return make_run(model_folder, tmp_path_factory.mktemp("small") / "run")
+
+
+@pytest.fixture(scope="session")
+def files(small_run: Path) -> dict[str, bytes]:
+    """What a bundle of `small_run` holds."""
+    from leaderboard_kit import files_of
+
+    return files_of(small_run)
+
+
+@pytest.fixture(scope="session")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A leaderboard in this process; skips where the extra `server` is not installed."""
+    for package in ("fastapi", "sqlalchemy", "httpx"):
+        pytest.importorskip(package, reason="the extra `server` is not installed")
+    from leaderboard_kit import board_in
+
+    with board_in(tmp_path_factory.mktemp("board")) as board:
+        yield board
+
+
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -100,14 +131,14 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def launch(folder: Path, *arguments: object) -> subprocess.Popen[str]:
-    """Start the real command line in a process of its own, to be killed or interrupted."""
+def launch(folder: Path, *arguments: object, log: IO[str] | None = None) -> subprocess.Popen[str]:
+    """Start the real command line in its own process, to be killed or interrupted; it writes to pipes, or ``log``."""
     return subprocess.Popen(
         command(*arguments),
         cwd=folder,
         env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=log or subprocess.PIPE,
+        stderr=log or subprocess.PIPE,
         text=True,
         # A shell starts background jobs deaf to Ctrl-C, and tests started that way would hand that down.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),

@@ -323,7 +323,7 @@ def test_a_search_without_memory_keeps_the_proofs_of_others(monkeypatch: pytest.
     net, x, y, threat = small(10)
     before = [one.proved for one in AlphaCrown()(net, x, y, threat, RNG)]
     assert sorted(before) == [False, True]
-    monkeypatch.setattr("robusteval.bounds.domains.COPIES", 10**12)
+    monkeypatch.setattr("robusteval.bounds.tree.COPIES", 10**12)
     after = BaB()(net, x, y, threat, RNG)
     assert [one.proved for one in after] == before
     assert next(one.reason for one in after if not one.proved).startswith("memory")

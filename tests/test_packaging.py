@@ -37,6 +37,8 @@ def test_the_wheel_has_what_is_not_python(wheel: Path) -> None:
         "baselines/robustbench.json",
         "render/templates/report.html.j2",
         "render/templates/_style.css.j2",
+        "leaderboard/templates/index.html",
+        "leaderboard/static/leaderboard.js",
         "py.typed",
     ):
         assert f"robusteval/{name}" in names, name

@@ -94,7 +94,7 @@ def test_the_same_content_is_the_same_bytes(run: Path, tmp_path: Path) -> None:
     names = zipfile.ZipFile(first.path).namelist()
     assert names == sorted(names)
     assert {"report.json", "samples.jsonl", MANIFEST, "report.md", "witnesses/00000.safetensors"} <= set(names)
-    assert "config.json" not in names
+    assert "launch.json" not in names
     (tmp_path / "copy" / "report.md").write_text("other")
     assert bundle(tmp_path / "copy", tmp_path / "c").sha256 != first.sha256
 

@@ -155,6 +155,8 @@ def _adjoint(call: Call, f: Callable[..., Tensor]) -> Callable[[Tensor, list[tup
     live = any(isinstance(arg, Tensor) and arg.requires_grad for arg in (*call[1], *call[2].values()))
 
     def adjoint(a: Tensor, shapes: list[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        if not len(a):  # torch ends the process when some convolutions go back through no samples
+            return tuple(a.new_zeros(0, *shape) for shape in shapes)
         with torch.enable_grad():
             zeros = [a.new_zeros(len(a), *shape, requires_grad=True) for shape in shapes]
             return torch.autograd.grad(f(*zeros), zeros, a, create_graph=live or a.requires_grad)

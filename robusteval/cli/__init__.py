@@ -21,6 +21,7 @@ COMMANDS = {
     "verify": "Replay the evidence of a report with the model and the data; --attack N audits it.",
     "export": "Write a report in the form of RobustBench, the Hugging Face Hub, or CSV.",
     "submit": "Send a report to a leaderboard or to the Hugging Face Hub, or show what would be sent.",
+    "leaderboard": "Run a leaderboard for reports, or write one as static files.",
     "list": "Name every plug-in: attacks, objectives, datasets, models, suites.",
 }
 INTERRUPTED = 130

@@ -96,16 +96,8 @@ def _show(folder: Path, found: Verification, audited: Audit | None, as_json: boo
 
         click.echo(json.dumps(_record(found, audited)))
         return
-    done = found.replayed
     if not found.problems:
-        what = {
-            "clean predictions": 0 if done.votes else done.clean,
-            "witnesses": done.witnesses,
-            "proofs from their evidence": done.proofs,
-            "certificates anew": done.certified_again,
-            "samples' votes drawn again": done.votes,
-        }
-        click.echo(f"verified: {', '.join(f'{count} {name}' for name, count in what.items() if count)}")
+        click.echo(f"verified: {found.replayed}")
         share = found.run_seconds / max(found.seconds, 1e-9)
         click.echo(f"{found.seconds:.1f} s, 1/{share:.0f} of the {found.run_seconds:.0f} worker seconds of the run")
     if audited:

@@ -63,6 +63,16 @@ class Replayed:
         mine, theirs = vars(self), vars(other)
         return Replayed(**{name: mine[name] + theirs[name] for name in mine})
 
+    def __str__(self) -> str:
+        what = {
+            "clean predictions": self.clean,
+            "witnesses": self.witnesses,
+            "proofs from their evidence": self.proofs,
+            "certificates anew": self.certified_again,
+            "samples' votes drawn again": self.votes,
+        }
+        return ", ".join(f"{count} {name}" for name, count in what.items() if count)
+
 
 def replay(chunk: Chunk, plan: Plan) -> Replayed:
     """Return what was replayed of ``chunk``, and every sample that is not what its row says."""
@@ -72,7 +82,8 @@ def replay(chunk: Chunk, plan: Plan) -> Replayed:
     again = 0 if plan.suite.smoothing else sum(map(len, certified.values())) - stored
     found = [*_labels(chunk), *_clean(chunk, plan), *_witnesses(chunk, plan), *_proofs(chunk, plan, certified)]
     found += [problem for row in votes for problem in _votes(chunk, plan, row)]
-    counts = (len(chunk.rows), len(chunk.witnesses), stored, again, len(votes))
+    clean = 0 if plan.suite.smoothing else len(chunk.rows)
+    counts = (clean, len(chunk.witnesses), stored, again, len(votes))
     return Replayed(*counts, tuple(found))
 
 

@@ -10,8 +10,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import torch
@@ -114,16 +114,16 @@ def _lines(folder: Path) -> list[str]:
         raise RobustevalError(f"cannot read '{folder / SAMPLES}': {error}.") from error
 
 
-def _schema(name: str) -> dict[str, Any]:
-    schema: dict[str, Any] = read_json(resource_folder("schemas") / "v1" / f"{name}.schema.json")
-    return schema
+@cache
+def validator(name: str) -> jsonschema.Draft202012Validator:
+    """Return what checks JSON against the schema called ``name``, one of `SCHEMAS`."""
+    return jsonschema.Draft202012Validator(read_json(resource_folder("schemas") / "v1" / f"{name}.schema.json"))
 
 
 def _check_schemas(folder: Path) -> Iterator[str]:
-    sample = jsonschema.Draft202012Validator(_schema("sample"))
+    sample = validator("sample")
     for name, path in (("report", folder / REPORT), ("manifest", folder / MANIFEST)):
-        validator = jsonschema.Draft202012Validator(_schema(name))
-        yield from (_say(path.name, error) for error in validator.iter_errors(read_json(path)))
+        yield from (_say(path.name, error) for error in validator(name).iter_errors(read_json(path)))
     for number, line in enumerate(_lines(folder), 1):
         try:
             row = json.loads(line)

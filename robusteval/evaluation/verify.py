@@ -89,9 +89,10 @@ def subject(folder: Path, source: Source) -> Plan:
         "batch_size": report.batch_size,
         "device": source.device,
         "witnesses": None,
+        "download": False,
         "allow": STOPPING,  # what the report leaves out is said, not raised
     }
-    if source.architecture:
+    if source.architecture or Path(str(model)).is_dir():
         changes["architecture"] = source.architecture
     return prepare(config.model_copy(update=changes), suite=Suite.of(report.suite))
 
