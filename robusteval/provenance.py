@@ -96,12 +96,11 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
     """Ask torch for deterministic, full float32 kernels and ``threads`` CPU threads; restore all afterwards."""
-    strict = torch.are_deterministic_algorithms_enabled()
-    warn_only, before = torch.is_deterministic_algorithms_warn_only_enabled(), torch.get_num_threads()
+    strictness, before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
     memory: Any = torch.utils.deterministic
     filling = memory.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` would import torch's compiler first
     memory.fill_uninitialized_memory = False  # it would fill every buffer, though kernels overwrite them all
     torch.set_float32_matmul_precision("highest")
     if threads is not None:
@@ -110,7 +109,7 @@ def deterministic(threads: int | None = None) -> Iterator[None]:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
-        torch.use_deterministic_algorithms(strict, warn_only=warn_only)
+        torch.set_deterministic_debug_mode(strictness)
         memory.fill_uninitialized_memory = filling
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(before)

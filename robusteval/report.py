@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+import scipy
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.stats import binom
 
 from robusteval.provenance import Environment
 from robusteval.smoothing import LookPlan, beats, lower, upper
@@ -118,7 +118,7 @@ class Repeat(Record):
     @property
     def needed(self) -> int:
         """How many evaluations must err; more than there are if no number would do."""
-        return int(binom.isf(1 - self.confidence, self.evaluations, 0.5)) + 1
+        return int(scipy.stats.binom.isf(1 - self.confidence, self.evaluations, 0.5)) + 1
 
 
 class Smoothing(Record):
@@ -302,7 +302,7 @@ class Guarantee(Record):
         return cls(
             tried=tried,
             false_expected=smoothing.alpha * tried,
-            false_most=int(binom.ppf(CONFIDENCE, tried, smoothing.alpha)) if tried else 0,
+            false_most=int(scipy.stats.binom.ppf(CONFIDENCE, tried, smoothing.alpha)) if tried else 0,
             all_true=max(0.0, 1 - smoothing.alpha * tried),
             decisions=decisions,
             wrong_expected=smoothing.alpha * decisions,

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import scipy
 import torch
 from scipy.special import betaincinv, ndtri
-from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +41,7 @@ def upper(count: int, total: int, alpha: float) -> float:
 
 def beats(votes: int, others: int, alpha: float) -> bool:
     """Say whether a class with ``votes`` is more probable than one with ``others``, wrongly with at most ``alpha``."""
-    return float(binom.sf(votes - 1, votes + others, 0.5)) <= alpha
+    return float(scipy.stats.binom.sf(votes - 1, votes + others, 0.5)) <= alpha
 
 
 @dataclass(frozen=True)

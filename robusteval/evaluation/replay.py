@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+import scipy
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from robusteval.certifiers.base import Certifier, SamplingCertifier
@@ -121,7 +121,7 @@ def _compared(
     if repeat:
         errors = round((1 - found) / 2 * repeat.evaluations)
         unlikely = errors if wrong else repeat.evaluations - errors
-        if binom.cdf(unlikely, repeat.evaluations, 0.5) < BEYOND_DOUBT:
+        if scipy.stats.binom.cdf(unlikely, repeat.evaluations, 0.5) < BEYOND_DOUBT:
             stated = "mostly wrong" if wrong else "mostly right"
             yield f"{where}: is wrong in {errors} of {repeat.evaluations} evaluations, the report says {stated}"
     elif abs(found - margin) > SAME * (1 + abs(margin)):
