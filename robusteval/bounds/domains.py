@@ -18,6 +18,9 @@ from robusteval.bounds.backward import AnyPlanes, relax
 from robusteval.bounds.interval import Bounds
 from robusteval.bounds.nodes import Graph
 
+LARGEST = 4096.0
+"""The largest multiplier that is kept in a proof, so that what float64 rounds stays far below the tolerance."""
+
 
 @dataclass(frozen=True)
 class Domains:
@@ -71,7 +74,7 @@ class Leaves:
     @classmethod
     def of(cls, domains: Domains) -> Leaves:
         """Keep of ``domains`` what is needed to bound them again."""
-        value = torch.where(domains.sign == 0, domains.slope, domains.push)
+        value = torch.where(domains.sign == 0, domains.slope, domains.push.clamp_max(LARGEST))
         return cls(domains.rival, domains.sign, value.half())
 
     def domains(self, leak: Tensor) -> Domains:

@@ -1,7 +1,7 @@
 """A proof that another can check: how the bounds of one sample's margins were found, without the search for them.
 
-Whatever stands in a proof, what `holds` confirms is true: slopes are kept within their limits, multipliers are at least
-0, and the parts of a search must cover the ball. So a proof may come from anywhere.
+Whatever stands in a proof, what `holds` confirms is true: what is no slope, side or multiplier is refused, and the
+parts of a search must cover the ball. So a proof may come from anywhere.
 """
 
 from __future__ import annotations
@@ -14,11 +14,30 @@ import torch
 from torch import Tensor
 
 from robusteval.bounds.alpha import Chosen
-from robusteval.bounds.domains import Domains, Leaves, kinks_of
+from robusteval.bounds.domains import LARGEST, Domains, Leaves, kinks_of
 from robusteval.bounds.first import mixed_margins
 from robusteval.bounds.margins import Problem, chosen_margins, linear_margins
-from robusteval.bounds.tighten import SIGNS, Round, repeated
+from robusteval.bounds.tighten import ABOVE, BELOW, SIGNS, Round, repeated
 from robusteval.bounds.tree import Tree
+
+MOST_ROUNDS = 2
+"""How often a search passes backwards from a node: with CROWN's slopes, and with slopes of its own."""
+
+_PLACE = r"(0|[1-9]\d{0,5})"
+_SLOPES = rf"(chosen|round\.{_PLACE}\.{_PLACE}\.[12])"
+_MOST = 2**31 - 1
+FORMS: tuple[tuple[str, torch.dtype, float, float], ...] = (
+    (r"rivals|leaves\.rival", torch.int32, 0, _MOST),
+    (rf"kinks\.{_PLACE}", torch.int32, 0, _MOST),
+    (rf"{_SLOPES}\.columns\.{_PLACE}", torch.int32, 0, _MOST),
+    (rf"{_SLOPES}\.slopes\.{_PLACE}", torch.float16, 0, 1),
+    (rf"round\.{_PLACE}\.{_PLACE}", torch.uint8, 0, BELOW | ABOVE),
+    (r"leaves\.sign", torch.int8, -1, 1),
+    (r"leaves\.value", torch.float16, 0, LARGEST),
+)
+"""Names of the tensors of a proof, with their types and the least and largest values."""
+
+DISTINCT = frozenset(pattern for pattern, *_ in FORMS[1:3])
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,8 @@ def holds(problem: Problem, proof: Proof, enough: float) -> bool:
 
     Raises `LookupError`, `ValueError`, `TypeError` or `RuntimeError` where it does not fit the network.
     """
+    if len(proof.rounds) > MOST_ROUNDS * len(problem.graph.nodes):
+        raise ValueError("more rounds than any search takes")
     bounds = repeated(problem, proof.rounds)
     margins = torch.maximum(linear_margins(problem, bounds), mixed_margins(problem))[0]
     if proof.chosen:
@@ -105,14 +126,12 @@ def _packed_slopes(name: str, chosen: Chosen) -> dict[str, Tensor]:
 
 def unpacked(tensors: Mapping[str, Tensor]) -> Proof:
     """Return the proof that `packed` made; raise `LookupError` or `ValueError` for anything else."""
+    for name, value in tensors.items():
+        _check(name, value)
+    named = (re.fullmatch(r"round\.(\d+)\.(\d+)", name) for name in tensors)
+    numbered = sorted((int(found[1]), int(found[2]), found[0]) for found in named if found)
     rounds = []
-    for number in range(len(tensors)):
-        place = next(
-            (int(name.split(".")[2]) for name in tensors if re.fullmatch(rf"round\.{number}\.\d+", name)), None
-        )
-        if place is None:
-            break
-        name = f"round.{number}.{place}"
+    for _, place, name in numbered:
         chosen = {side: _unpacked_slopes(f"{name}.{side}", tensors) for side in SIGNS}
         rounds.append(Round(place, tensors[name], chosen if any(one.columns for one in chosen.values()) else None))
     slopes = _unpacked_slopes("chosen", tensors)
@@ -128,3 +147,14 @@ def _unpacked_slopes(name: str, tensors: Mapping[str, Tensor]) -> Chosen:
     places = [int(key.removeprefix(start)) for key in tensors if key.startswith(start)]
     columns = {place: tensors[f"{start}{place}"].long() for place in places}
     return Chosen(columns, {place: tensors[f"{name}.slopes.{place}"] for place in places})
+
+
+def _check(name: str, value: Tensor) -> None:
+    """Raise `ValueError` for a tensor that `packed` never makes."""
+    for pattern, kind, low, high in FORMS:
+        if re.fullmatch(pattern, name):
+            good = value.dtype is kind and bool(((value >= low) & (value <= high)).all())
+            twice = pattern in DISTINCT and len(torch.unique(value)) < value.numel()
+            if good and not twice:
+                return
+    raise ValueError(f"'{name}' is not as in a proof")

@@ -94,9 +94,11 @@ def _holds(problem: Problem, evidence: Evidence) -> bool:
 
 
 def with_evidence(problem: Problem, certificate: Certificate, proof: Proof) -> Certificate:
-    """Return a certificate of a problem of one sample with its proof, if that is enough by itself."""
+    """Return a certificate of a problem of one sample with its proof; none if that is not enough by itself."""
     evidence = packed(proof)
-    return replace(certificate, evidence=evidence) if _holds(problem, evidence) else certificate
+    if _holds(problem, evidence):
+        return replace(certificate, evidence=evidence)
+    return Certificate(False, "a proof was found, but not in the precision in which it would be kept")
 
 
 def enough(problem: Problem) -> Tensor:

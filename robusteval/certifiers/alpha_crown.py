@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class AlphaCrown(ByBounds):
     With ``inner_steps`` the bounds of undecided activations are improved likewise, each by slopes of its own. Never
     less than CROWN gives. ``memory`` is what the largest step may take, in MiB.
     """
+
+    searches: ClassVar[bool] = True
 
     steps: int = 20
     inner_steps: int = 5

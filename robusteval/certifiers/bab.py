@@ -63,8 +63,10 @@ class BaB(AlphaCrown):
         found = []
         for row, one in enumerate(judged(problem, margins)):
             own, around = problem.take(row), [(low[row : row + 1], high[row : row + 1]) for low, high in bounds]
-            known = with_evidence(own, one, proofs[row]) if one.proved else None
-            found.append(known or self._search(own, margins[row], proofs[row], around))
+            if one.proved:
+                found.append(with_evidence(own, one, proofs[row]))
+            else:
+                found.append(self._search(own, margins[row], proofs[row], around))
         return found
 
     def _search(self, problem: Problem, margin: Tensor, proof: Proof, bounds: list[Bounds]) -> Certificate:

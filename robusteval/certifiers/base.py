@@ -18,7 +18,8 @@ class Certifier(Protocol):
     Certificates must be sound: `proved` only if no input in the threat model changes the prediction from ``y``. One
     that may end in a counter-example says so by an attribute ``refutes``; the harness checks it as it does an attack's.
     One that gives evidence has a method `recheck` (model, x, y, threat, evidence per input) -> list of bool, which sees
-    from it alone, in a fraction of the time, that the proof is right.
+    from it alone, in a fraction of the time, that the proof is right. One that ``searches`` for its proofs gives
+    evidence for each: without it nobody would know how long to search again.
     """
 
     def __call__(

@@ -63,7 +63,9 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except RobustevalError as error:
-        click.echo(f"error: {error}", err=True)
+        from robusteval.cli._console import printable  # imports what no command needs that only lists
+
+        click.echo("\n".join(map(printable, f"error: {error}".splitlines())), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted; the same command resumes where this one stopped.", err=True)

@@ -156,4 +156,4 @@ def _show(run: Evaluation, where: str, files: list[FileToSend]) -> None:
         "platform": f"{report.environment.platform}, {report.environment.device} {report.environment.device_name}",
     }
     for name, value in told.items():
-        click.echo(f"the report tells {name}: {''.join(c for c in value if c.isprintable())}")
+        click.echo(f"the report tells {name}: {_console.printable(value)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ SHOWN = 20
 @click.option("--architecture", help="Architecture of a weights file, e.g. small_cnn.")
 @click.option("--dataset", help="Where the samples are, if under another name.  [default: as the report says]")
 @click.option("--data-dir", help="Folder (or archive) where the dataset's files lie.")
+@click.option("--batch-size", type=int, help="How many images the device holds at once.  [default: by the device]")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:1.")
 @click.option("--attack", "count", type=int, metavar="N", help="Attack N random samples that are called robust.")
 @click.option("--suite", help="Whose attacks do that.  [default: those of the report's suite]")
@@ -39,6 +41,7 @@ def command(
     architecture: str | None,
     dataset: str | None,
     data_dir: str | None,
+    batch_size: int | None,
     device: str,
     count: int | None,
     suite: str | None,
@@ -52,15 +55,20 @@ def command(
     seconds, passes, versions, and how hard the attacks tried; --attack N puts the last to the test. A model that is
     code is run only if --model names it. Exit code 3 if anything is wrong.
     """
+    from robusteval.evaluation.validate import read_report
     from robusteval.evaluation.verify import Source, verify
+    from robusteval.render.faithful import unfaithful
     from robusteval.settings import PluginSpec
 
     if count is not None and count < 1:
         raise UsageError(f"--attack {count} attacks no sample; give at least 1.")
     folder = path.parent if path.name == "report.json" else path
-    source = Source(model, PluginSpec(name=architecture) if architecture else None, dataset, data_dir, device)
+    spec = PluginSpec(name=architecture) if architecture else None
+    source = Source(model, spec, dataset, data_dir, device, batch_size)
     with _console.err.status("verifying"):
         found = verify(folder, source)
+        if not found.problems:
+            found = replace(found, problems=tuple(unfaithful(read_report(folder), folder)))
     audited = None
     if count and not found.problems:
         audited = _audit(folder, source, count, suite, secrets.randbits(31) if seed is None else seed)
@@ -72,15 +80,12 @@ def command(
 
 
 def _audit(folder: Path, source: Source, count: int, suite: str | None, seed: int) -> Audit:
-    from dataclasses import replace
-
-    from robusteval.evaluation.audit import audit
-    from robusteval.evaluation.suite import load_suite
+    from robusteval.evaluation.audit import audit, with_attacks_of
     from robusteval.evaluation.verify import subject
 
     plan = subject(folder, source)
     if suite:
-        plan = replace(plan, suite=load_suite(suite, plan.threat))
+        plan = with_attacks_of(plan, suite)
     with _console.progress() as bar:
         task = bar.add_task("attacking", total=count, status="")
         return audit(plan, folder, count, seed, lambda done: bar.advance(task, done))
@@ -98,8 +103,7 @@ def _show(folder: Path, found: Verification, audited: Audit | None, as_json: boo
         return
     if not found.problems:
         click.echo(f"verified: {found.replayed}")
-        share = found.run_seconds / max(found.seconds, 1e-9)
-        click.echo(f"{found.seconds:.1f} s, 1/{share:.0f} of the {found.run_seconds:.0f} worker seconds of the run")
+        click.echo(f"{found.seconds:.1f} s; the run took {found.run_seconds:.1f} s of its workers")
     if audited:
         low, high = audited.overstated
         click.echo(

@@ -204,11 +204,13 @@ def _accuracy(measure: Measure, a: Side, b: Side, eps: Fraction, count: int) -> 
 
 
 def _changes(a: Side, b: Side, eps: Fraction, count: int) -> list[Change]:
+    """Return the samples whose verdicts differ; that only one of the two tried to prove anything is no difference."""
+    both = all(side.report.results.certified is not None for side in (a, b))
     pairs = zip(a.rows, a.at(eps, count), b.at(eps, count), strict=False)
     return [
         Change(id=row.id, label=row.label, a=ours, b=theirs, a_stage=our_stage, b_stage=their_stage)
         for row, (ours, our_stage), (theirs, their_stage) in pairs
-        if ours != theirs
+        if ours != theirs and (both or {ours, theirs} != set(ROBUST))
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy
@@ -18,7 +18,7 @@ from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.plan import Plan
 from robusteval.evaluation.probe import Probe
-from robusteval.evaluation.suite import Stage
+from robusteval.evaluation.suite import Stage, load_suite
 from robusteval.models.base import frozen
 from robusteval.provenance import deterministic
 from robusteval.report import CONFIDENCE, SampleRow
@@ -67,7 +67,8 @@ def audit(plan: Plan, folder: Path, count: int, seed: int, told: Callable[[int],
     claimed = sorted(sample for sample, verdict in verdicts.items() if verdict in ROBUST)
     chosen = sorted(random.Random(derive_seed(seed, "audit")).sample(claimed, min(count, len(claimed))))
     broken: dict[int, Witness] = {}
-    for part in torch.split(torch.tensor(chosen, dtype=torch.long), plan.config.chunk_size):
+    size = plan.config.chunk_size
+    for part in (torch.tensor(chosen[first : first + size]) for first in range(0, len(chosen), size)):
         broken |= _attacked(plan, part, seed)
         told(len(part))
     least, most = hidden(len(claimed), len(chosen), len(broken), 1 - CONFIDENCE)
@@ -84,6 +85,18 @@ def _attacked(plan: Plan, ids: Tensor, seed: int) -> dict[int, Witness]:
         return judge(probe, x, y, ids, plan.threat, attacks(plan), rng, **budget).witnesses  # type: ignore[arg-type]
 
 
+def with_attacks_of(plan: Plan, name: str) -> Plan:
+    """Return ``plan`` with the stages of the suite called ``name``; what decides a sample stays as it is.
+
+    Raises `UsageError` where these attack the network and the plan is about its smoothed classifier, or vice versa.
+    """
+    other, own = load_suite(name, plan.threat), plan.suite
+    if (other.smoothing is None) != (own.smoothing is None):
+        about = "the network itself" if own.smoothing else "a smoothed classifier"
+        raise UsageError(f"suite '{name}' is about {about}, the report is not.")
+    return replace(plan, suite=replace(other, repeat=own.repeat, smoothing=own.smoothing))
+
+
 def attacks(plan: Plan) -> list[Stage]:
     """Return the attacks of a suite that need nothing but the model."""
     found = [stage for stage in plan.suite.stages() if stage.kind == "attack" and not isinstance(stage.run, Transfer)]
@@ -98,6 +111,8 @@ def hidden(population: int, sampled: int, found: int, alpha: float) -> tuple[int
     Each of the two bounds is wrong with probability at most ``alpha``: the test of the hypergeometric distribution is
     inverted (Buonaccorsi 1987, The American Statistician 41(3)).
     """
+    if population == 0:
+        return 0, 0
     sizes = numpy.arange(found, population - (sampled - found) + 1)
     at_least = sizes[hypergeom.sf(found - 1, population, sizes, sampled) > alpha]
     at_most = sizes[hypergeom.cdf(found, population, sizes, sampled) > alpha]

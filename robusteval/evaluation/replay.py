@@ -74,9 +74,12 @@ class Replayed:
         return ", ".join(f"{count} {name}" for name, count in what.items() if count)
 
 
-def replay(chunk: Chunk, plan: Plan) -> Replayed:
-    """Return what was replayed of ``chunk``, and every sample that is not what its row says."""
-    votes = [] if plan.suite.smoothing is None else _some(chunk.rows)
+def replay(chunk: Chunk, plan: Plan, share: float = DRAWN_AGAIN) -> Replayed:
+    """Return what was replayed of ``chunk``, and every sample that is not what its row says.
+
+    ``share`` is that of the samples whose votes are drawn again.
+    """
+    votes = [] if plan.suite.smoothing is None else _some(chunk.rows, share)
     certified = _certified(chunk, plan.budgets)
     stored = sum(chunk.rows[row].id in chunk.proofs for rows in certified.values() for row in rows)
     again = 0 if plan.suite.smoothing else sum(map(len, certified.values())) - stored
@@ -87,9 +90,9 @@ def replay(chunk: Chunk, plan: Plan) -> Replayed:
     return Replayed(*counts, tuple(found))
 
 
-def _some(rows: list[SampleRow]) -> list[int]:
+def _some(rows: list[SampleRow], share: float) -> list[int]:
     """Choose, as nobody could foresee, samples whose votes are drawn again."""
-    return sorted(random.SystemRandom().sample(range(len(rows)), math.ceil(DRAWN_AGAIN * len(rows))))
+    return sorted(random.SystemRandom().sample(range(len(rows)), math.ceil(share * len(rows))))
 
 
 def _labels(chunk: Chunk) -> Iterator[str]:
@@ -108,22 +111,21 @@ def _clean(chunk: Chunk, plan: Plan) -> Iterator[str]:
         return
     decided = _decided(chunk, plan, torch.arange(len(chunk.rows)), chunk.x)
     for place, row in enumerate(chunk.rows):
-        said = (row.prediction, row.margin, row.verdict is Verdict.MISCLASSIFIED)
+        said = (row.prediction, row.margin)
         yield from _compared(f"sample {row.id}", said, decided, place, plan.suite.repeat)
 
 
 def _compared(
-    where: str, said: tuple[int, float, bool], decided: Decision, place: int, repeat: Repeat | None
+    where: str, said: tuple[int, float], decided: Decision, place: int, repeat: Repeat | None
 ) -> Iterator[str]:
-    """Yield how an input's decision differs from the class, the margin and the error that a row states."""
-    prediction, margin, wrong = said
+    """Yield how an input's decision differs from the class and the margin that a row states."""
+    prediction, margin = said
     found, here = float(decided.margin[place]), int(decided.prediction[place])
     if repeat:
-        errors = round((1 - found) / 2 * repeat.evaluations)
-        unlikely = errors if wrong else repeat.evaluations - errors
-        if scipy.stats.binom.cdf(unlikely, repeat.evaluations, 0.5) < BEYOND_DOUBT:
-            stated = "mostly wrong" if wrong else "mostly right"
-            yield f"{where}: is wrong in {errors} of {repeat.evaluations} evaluations, the report says {stated}"
+        count = repeat.evaluations
+        errors, stated = (round((1 - share) / 2 * count) for share in (found, margin))
+        if scipy.stats.fisher_exact([[errors, count - errors], [stated, count - stated]]).pvalue < BEYOND_DOUBT:
+            yield f"{where}: is wrong in {errors} of {count} evaluations, the report says in {stated}"
     elif abs(found - margin) > SAME * (1 + abs(margin)):
         yield f"{where}: has margin {found:.6g} here, the report says {margin:.6g}"
     elif here != prediction and abs(margin) > SAME:
@@ -151,7 +153,7 @@ def _witnesses(chunk: Chunk, plan: Plan) -> Iterator[str]:
         elif abs(found - row.adv_distance) > 1e-3 * BUDGET_TOLERANCE:
             yield f"{where}: is {found:.9g} away, the report says {row.adv_distance:.9g}"
         if decided:
-            said = (row.adv_prediction, row.adv_margin, True)
+            said = (row.adv_prediction, row.adv_margin)
             yield from _compared(where, said, decided, place, plan.suite.repeat)
 
 
@@ -186,7 +188,9 @@ def _proofs(chunk: Chunk, plan: Plan, certified: Mapping[tuple[str, int], list[i
                 evidence = [chunk.proofs[chunk.rows[place].id] for place in stored]
                 seen = plugin.recheck(chunk.probe.model, chunk.x[stored], chunk.y[stored], threat, evidence)
                 yield from _refused(chunk, stored, seen, f"its proof by '{closer}' does not show that it is robust")
-            if fresh:
+            if fresh and getattr(plugin, "searches", False):
+                yield from _refused(chunk, fresh, [False] * len(fresh), f"its proof by '{closer}' is missing")
+            elif fresh:
                 rng = chunk.rng.take(torch.tensor(fresh))
                 found = cast(Certifier, plugin)(chunk.probe.model, chunk.x[fresh], chunk.y[fresh], threat, rng)
                 seen = [certificate.proved for certificate in found]
@@ -221,8 +225,7 @@ def _votes(chunk: Chunk, plan: Plan, place: int) -> Iterator[str]:
         counts = sampling.counts if sampling else ()
         drawn.append(("certificate", counts, row.votes.counts))
     for what, here, stated in drawn:
-        slack = max(2.0, SAME * max((smoothing.n, *smoothing.looks[: len(stated)])))
-        if len(here) != len(stated) or any(abs(a - b) > slack for a, b in zip(here, stated, strict=False)):
+        if len(here) != len(stated) or any(abs(a - b) > max(2, SAME * a) for a, b in zip(here, stated, strict=False)):
             yield f"sample {row.id}: its votes for the {what} are {here} here, the report says {stated}"
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from robusteval.attacks.base import Attack
-from robusteval.attacks.transfer import witnesses_digest
+from robusteval.attacks.transfer import Transfer, witnesses_digest
 from robusteval.catalog import Catalog, first_problem, parameters
 from robusteval.certifiers.base import Certifier
 from robusteval.errors import UsageError, unknown
@@ -226,6 +226,8 @@ def load_suite(name: str, threat: ThreatModel, smoothing: SmoothingChanges | Non
     for stage in suite.stages():
         if not stage.run.supports(threat):
             raise UsageError(f"suite '{name}': stage '{stage.name}' is not defined for {threat}.")
+        if isinstance(stage.run, Transfer):
+            stage.run.check()
     return suite
 
 

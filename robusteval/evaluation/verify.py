@@ -25,16 +25,17 @@ from robusteval.evaluation.plan import Plan, preflight, prepare
 from robusteval.evaluation.preflight import STOPPING
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.proofs import load_proofs, proof_path
-from robusteval.evaluation.replay import Chunk, Replayed, replay
-from robusteval.evaluation.suite import Suite
+from robusteval.evaluation.replay import DRAWN_AGAIN, Chunk, Replayed, replay
+from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.evaluation.validate import read_report, validate
-from robusteval.models.base import frozen
-from robusteval.models.io import weights_digest
+from robusteval.models.base import LoadedModel, frozen
+from robusteval.models.io import parameter_count, weights_digest
 from robusteval.provenance import deterministic
-from robusteval.report import Report, SampleRow, broken_at
+from robusteval.report import ModelFacts, Report, SampleRow, broken_at
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.runs import CONFIG, LAUNCH, read_json
 from robusteval.settings import PluginSpec
+from robusteval.suites import suite_files
 from robusteval.witnesses import load_witnesses
 
 
@@ -50,13 +51,18 @@ class Verification:
 
 @dataclass(frozen=True)
 class Source:
-    """Where the one who checks has model and data; None: where the run says, if that is a file or folder here."""
+    """Where the one who checks has model and data; None: where the run says, if that is a file or folder here.
+
+    ``votes`` is the share of samples on which a smoothed classifier's votes are drawn again.
+    """
 
     model: str | None = None
     architecture: PluginSpec | None = None
     dataset: str | None = None
     data_dir: str | None = None
     device: str = "auto"
+    batch_size: int | None = None
+    votes: float = DRAWN_AGAIN
 
 
 def subject(folder: Path, source: Source) -> Plan:
@@ -86,7 +92,7 @@ def subject(folder: Path, source: Source) -> Plan:
         "limit": report.data.evaluated,
         "seed": report.seed,
         "chunk_size": report.chunk_size,
-        "batch_size": report.batch_size,
+        "batch_size": source.batch_size,
         "device": source.device,
         "witnesses": None,
         "download": False,
@@ -120,7 +126,7 @@ def verify(folder: Path, source: Source) -> Verification:
         problems += _missing_findings(report, plan)
         with deterministic(threads=1), frozen(plan.model.module) as module:
             for chunk in _chunks(folder, report, plan, Probe(module, plan.batch_size)):
-                done = done.joined(replay(chunk, plan))
+                done = done.joined(replay(chunk, plan, source.votes))
         problems += done.problems
     return Verification(tuple(problems), done, time.perf_counter() - began, report.seconds)
 
@@ -135,6 +141,30 @@ def _other_subject(report: Report, plan: Plan) -> Iterator[str]:
         yield f"the report says that {report.data.part} has {report.data.total} samples; it has {plan.available}"
     if report.data.benchmark != plan.split.info.benchmark:
         yield f"the report says benchmark {report.data.benchmark}; the data are {plan.split.info.benchmark}"
+    if (report.data.title, report.data.part, report.data.shape, report.data.classes) != _described(plan):
+        yield f"the report describes other data than {' '.join(map(str, _described(plan)[:2]))}"
+    yield from _other_model(report.model, plan.model)
+    if report.suite.name in suite_files():
+        ours = load_suite(report.suite.name, plan.threat)
+        if (report.suite.title, report.suite.reference) != (ours.title, ours.reference):
+            yield f"the report calls suite '{ours.name}' {report.suite.title!r}; it is {ours.title!r}"
+
+
+def _described(plan: Plan) -> tuple[str, str, tuple[int, ...], tuple[str, ...]]:
+    info = plan.split.info
+    return info.title, plan.split.part, info.shape, info.classes
+
+
+def _other_model(stated: ModelFacts, model: LoadedModel) -> Iterator[str]:
+    """Yield what the report states of the model and its own card contradicts; bare weights have none."""
+    if stated.parameters != parameter_count(model.module):
+        yield f"the report says {stated.parameters} parameters; the model has {parameter_count(model.module)}"
+    if not model.training:
+        return
+    for name in ("architecture", "extra_data", "training"):
+        said, known = getattr(stated, name), getattr(model, name)
+        if said and known is not None and said != (dict(known) if name == "training" else known):
+            yield f"the model's card has another {name} than the report"
 
 
 def _other_settings(folder: Path, report: Report) -> Iterator[str]:
@@ -161,10 +191,10 @@ def _missing_findings(report: Report, plan: Plan) -> Iterator[str]:
     classes, norm = plan.split.info.num_classes, plan.threat.norm
     found = [*preflight(plan), *aftermath(report.results, report.stages, broken, plan.suite, classes, norm)]
     found += abstentions(report.guarantee, report.data.evaluated) if report.guarantee else ()
-    stated = {finding.name for finding in report.findings}
-    for name in dict.fromkeys(finding.name for finding in found):
-        if name not in stated:
-            yield f"the finding '{name}' is missing from the report"
+    stated = {(finding.name, finding.severity, finding.origin) for finding in report.findings}
+    for name, severity, origin in dict.fromkeys((one.name, one.severity, one.origin) for one in found):
+        if (name, severity, origin) not in stated:
+            yield f"the finding '{name}' ({severity}, by {origin}) is missing from the report"
 
 
 def _chunks(folder: Path, report: Report, plan: Plan, probe: Probe) -> Iterator[Chunk]:

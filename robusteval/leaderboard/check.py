@@ -10,6 +10,9 @@ from robusteval.evaluation.validate import read_report
 from robusteval.evaluation.verify import Source, verify
 from robusteval.leaderboard.bundle import MODEL, Refused, limits_of, unpack
 
+BATCH = 64
+"""Images at once, within what a worker may take."""
+
 
 def checked(folder: Path, data_dir: str | None) -> tuple[str, str]:
     """Return ``checked``, ``refuted`` or, where nothing could be decided here, ``claimed``; and the reason.
@@ -19,7 +22,8 @@ def checked(folder: Path, data_dir: str | None) -> tuple[str, str]:
     """
     name = read_report(folder).data.name
     try:
-        source = Source(str(folder / MODEL), dataset=name, data_dir=_place(name, data_dir), device="cpu")
+        model, place = str(folder / MODEL), _place(name, data_dir)
+        source = Source(model, dataset=name, data_dir=place, device="cpu", batch_size=BATCH, votes=1.0)
         found = verify(folder, source)
     except UsageError as error:
         return "claimed", f"It cannot be run here: {error}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import PurePath
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 
@@ -16,9 +16,10 @@ NormName = Literal["Linf", "L2", "L1", "L0"]
 
 MEANINGS: dict[str, str] = {
     "claimed": "The report is complete and follows from its own rows. Nobody here has run the model.",
-    "checked": "This server ran the model: data and weights are those of the report, the clean predictions are as "
-    "stated, and every stored adversarial input is one. So the model is no more robust than the empirical figure says. "
-    "That nothing stronger breaks it, and its certificates, are not shown by this.",
+    "checked": "This server ran the model and replayed the evidence: data and weights are those of the report, the "
+    "clean predictions are as stated, every stored adversarial input is one, and every proof proves. So the model is "
+    "no more robust than the empirical figure says, and no less than the certified one. That no stronger attack breaks "
+    "more is not shown by this.",
     "refuted": "This server ran the model, and something the report says is not true.",
     "published": "RobustBench's figure, for comparison. Nothing was run here.",
 }
@@ -106,6 +107,7 @@ def _suite(name: str) -> str:
 def entry_of(report: Report) -> Entry:
     """Return what is shown of a report that was found valid."""
     model, data, threat, results = report.model, report.data, report.threat, report.results
+    worst = sorted(report.findings, key=lambda one: get_args(Severity).index(one.severity), reverse=True)
     return Entry(
         model=harmless(model.name),
         architecture=harmless(model.architecture),
@@ -128,6 +130,6 @@ def entry_of(report: Report) -> Entry:
             Point(eps=harmless(point.eps), empirical=point.results.empirical, certified=point.results.certified)
             for point in report.curve
         ),
-        findings=tuple(Flag(name=harmless(one.name), severity=one.severity) for one in report.findings[:MAX_FLAGS]),
+        findings=tuple(Flag(name=harmless(one.name), severity=one.severity) for one in worst[:MAX_FLAGS]),
         created=harmless(report.created),
     )

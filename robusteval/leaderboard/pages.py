@@ -55,11 +55,13 @@ class Row:
     status: str
     date: str
     flags: tuple[str, ...] = ()
+    part: str = ""
+    """Of which images the figures are; empty: of all."""
 
     @property
-    def setting(self) -> tuple[str, str, float]:
+    def setting(self) -> tuple[str, str, float, str]:
         """What must be the same for two rows to be compared."""
-        return self.dataset, self.norm, self.radius
+        return self.dataset, self.norm, self.radius, self.track
 
 
 def index(found: Sequence[Published], total: int, suffix: str = "") -> str:
@@ -88,15 +90,16 @@ def write_site(found: Sequence[Published], out: Path) -> None:
     shutil.copytree(STATIC, out / "static", dirs_exist_ok=True)
 
 
-def _order(submitted: set[tuple[str, str, float]]) -> Any:
+def _order(submitted: set[tuple[str, str, float, str]]) -> Any:
     """Compare like with like: settings of which something was submitted first, in each the best first.
 
-    What is refuted comes last.
+    What is of some images comes after what is of all, and what is refuted last.
     """
     return lambda row: (
         row.setting not in submitted,
         row.setting,
         row.status == "refuted",
+        bool(row.part),
         -(row.empirical.value or 0.0),
         row.model,
     )
@@ -122,6 +125,7 @@ def _row(one: Published, suffix: str) -> Row:
         status=one.status,
         date=one.received[:10],
         flags=tuple(flag.name for flag in report.findings if flag.severity != "info"),
+        part="" if report.evaluated == report.total else f"first {report.evaluated} of {report.total}",
     )
 
 
