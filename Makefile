@@ -1,11 +1,11 @@
-# Two commands matter: `make demo` shows the whole job, `make test` runs every test.
+# Two commands matter: `make demo` shows the whole job, `make test` runs the tests, but for the slow ones.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEV_READY := $(VENV)/.ready-dev
 
-.PHONY: demo install test lint format schemas clean
+.PHONY: demo install test test-slow lint format schemas clean
 
 # Train SOVR on digits, attack it with AutoAttack standard.
 demo: $(READY)
@@ -27,7 +27,11 @@ $(DEV_READY): $(READY)
 
 # Each test process runs torch on one thread, so there is one process per core; one that is done takes from the other.
 test: $(DEV_READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
+
+# Whole suites of AutoAttack beside the original, processes killed again and again: minutes each.
+test-slow: $(DEV_READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 
 lint: $(DEV_READY)
 	$(BIN)/ruff check .

@@ -147,6 +147,7 @@ def test_suite_file_holds_autoattack_standard_and_nothing_else(tmp_path: Path) -
 SIZES = [(n, n) for n in range(1, 30)] + [(28, 20), (20, 28), (32, 32), (32, 24), (64, 48), (64, 64), (5, 50), (50, 5)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_square_takes_images_of_any_size(norm: str) -> None:
     """pyautoattack's own fails exactly where `square_runs` says so; when it no longer does, the list can go."""

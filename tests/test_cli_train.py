@@ -82,6 +82,7 @@ def finished(run: Path) -> bool:
     return history.exists() and len(json.loads(history.read_text())) == 20
 
 
+@pytest.mark.slow
 def test_kill_at_three_moments_and_the_same_command_give_identical_weights(
     cli: Cli, tmp_path: Path, uninterrupted: Path
 ):

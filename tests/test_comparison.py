@@ -156,6 +156,7 @@ def test_the_caption_says_how_the_numbers_came_about(study: Path):
     assert [part for part in said if part not in text] == []
 
 
+@pytest.mark.slow
 def test_a_kill_and_more_seeds_later_give_the_same_bytes(study: Path, tmp_path: Path):
     settings(tmp_path)
     with launch(tmp_path, *STUDY, "--seeds", "1") as process:

@@ -234,7 +234,7 @@ def test_log_probabilities_are_fine(digits_net: nn.Module, tmp_path: Path) -> No
 
 def test_the_model_is_left_as_found(digits_net: nn.Module, tmp_path: Path) -> None:
     model = Wrapped(digits_net, lambda z: z).train()
-    digits_net.eval()
+    digits_net.eval().zero_grad()
     next(model.parameters()).requires_grad_(False)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     rng = torch.get_rng_state()

@@ -36,6 +36,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_two_processes_with_half_a_batch_each_are_one_process(name: str, together: Path, tmp_path: Path):
     alone = train(plan_of(name), RunDir(tmp_path / "alone"))

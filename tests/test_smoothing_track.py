@@ -72,6 +72,7 @@ def test_every_number_of_a_report_on_the_track_can_be_recounted(run: Path) -> No
         assert text in markdown
 
 
+@pytest.mark.slow
 def test_the_command_gives_the_same_verdicts_in_several_workers_and_batches(
     cli: Cli, run: Path, model_folder: Path, tmp_path: Path
 ) -> None:

@@ -261,7 +261,7 @@ def test_no_evidence_whatsoever_proves_what_is_false() -> None:
 
 def test_leaves_that_do_not_cover_the_ball_prove_nothing() -> None:
     rng, seen = SampleRng(0, (0, 1), 0), 0
-    for seed in range(24):
+    for seed in range(12):
         net, x, y, threat = small(seed)
         for row, one in enumerate(SPLITTING(net, x, y, threat, rng)):
             if one.evidence is None or len(one.evidence.get("leaves.rival", ())) < 2:
@@ -274,7 +274,7 @@ def test_leaves_that_do_not_cover_the_ball_prove_nothing() -> None:
                 fewer = {name: value[kept] if name in names else value for name, value in one.evidence.items()}
                 assert BaB().recheck(*own, [fewer]) == [False]
                 seen += 1
-    assert seen > 20
+    assert seen > 10
 
 
 # The audit
