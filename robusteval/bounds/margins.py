@@ -44,10 +44,10 @@ class Problem:
     parallel: bool = False
     units: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def take(self, row: int) -> Problem:
-        """Return the problem of one sample."""
-        one = torch.tensor([row], device=self.y.device)
-        return replace(self, ball=self.ball.take(one), y=self.y[one])
+    def take(self, row: int | Tensor) -> Problem:
+        """Return the problem of one sample, or of those at the places ``row``."""
+        rows = row if isinstance(row, Tensor) else torch.tensor([row], device=self.y.device)
+        return replace(self, ball=self.ball.take(rows), y=self.y[rows])
 
     @property
     def last(self) -> int:

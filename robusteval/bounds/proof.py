@@ -63,7 +63,9 @@ def holds(problem: Problem, proof: Proof, enough: float) -> bool:
     if len(proof.rounds) > MOST_ROUNDS * len(problem.graph.nodes):
         raise ValueError("more rounds than any search takes")
     bounds = repeated(problem, proof.rounds)
-    margins = torch.maximum(linear_margins(problem, bounds), mixed_margins(problem))[0]
+    margins = linear_margins(problem, bounds)[0]
+    if not (margins > enough).all():
+        margins = torch.maximum(margins, mixed_margins(problem)[0])
     if proof.chosen:
         better = chosen_margins(problem, bounds, proof.rivals, proof.chosen)
         margins[proof.rivals] = torch.maximum(margins[proof.rivals], better)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robusteval.bounds.activations import Activation
+from robusteval.bounds.activations import Activation, Planes
 from robusteval.bounds.alpha import Ascent, Chosen
 from robusteval.bounds.backward import AnyPlanes, Relaxation, affine_stops, in_chunks, least, pull, relax
 from robusteval.bounds.interval import Bounds, intervals
@@ -41,30 +41,74 @@ class Tightened:
     rounds: list[list[Round]]
 
 
-def tightened(problem: Problem, ascent: Ascent | None = None) -> Tightened:
+def tightened(problem: Problem, ascent: Ascent | None = None, worth: Mapping[int, Tensor] | None = None) -> Tightened:
     """Bound all nodes, those that feed a nonlinear node by passes backwards from there (CROWN).
 
-    Only values whose bounds leave the activation undecided are asked for. With ``ascent``, slopes are chosen for each.
+    Only values whose bounds leave the activation undecided are asked for, of a node in ``worth`` only those that this
+    mask (N, V) selects. With ``ascent``, slopes are chosen for each.
     """
     known: dict[int, Bounds] = {}
     rounds: list[list[Round]] = [[] for _ in problem.y]
     bounds = intervals(problem.graph, problem.ball)
-    for node in problem.graph.nodes:
-        if not node.nonlinear or node.inputs[0] in known or _exact(problem, node.inputs[0]):
-            continue
-        source = node.inputs[0]
-        kinked = isinstance(node.op, Activation) and node.op.leak is not None
+    for source, kinked in _asked_for(problem).items():
         for choose in (None, ascent) if ascent else (None,):
             lower, upper = (bound.flatten(1) for bound in bounds[source])
             wanted = (lower < 0) & (upper > 0) if kinked else lower < upper
+            if worth and source in worth:
+                wanted &= worth[source]
             sides = torch.where(wanted, BELOW | ABOVE, 0).to(torch.uint8)
             known[source], chosen = asked(problem, bounds, source, sides, choose)
             if kinked and not choose:
                 sides, known[source] = _needed(sides, known[source], bounds[source])
             bounds = intervals(problem.graph, problem.ball, known)
-            for sample, own in enumerate(rounds):
-                own.append(Round(source, sides[sample], chosen[sample] or None))
+            for sample in sides.any(1).nonzero().flatten().tolist():
+                rounds[sample].append(Round(source, sides[sample], chosen[sample] or None))
     return Tightened(bounds, rounds)
+
+
+def worthwhile(problem: Problem, share: float) -> dict[int, Tensor]:
+    """Return masks (N, V), by node, of the ``share`` of undecided values that cost the margins most.
+
+    What one costs is by how much the upper plane of its activation, on intervals, lowers all margins not yet positive.
+    """
+    bounds = intervals(problem.graph, problem.ball)
+    costs: dict[int, Tensor] = {}
+    planes = relax(problem.graph, bounds)
+    sources = {source for source, kinked in _asked_for(problem).items() if kinked}
+    above = {
+        place: known.high.clone().requires_grad_()
+        for place, known in planes.items()
+        if isinstance(known, Planes) and problem.graph.nodes[place].inputs[0] in sources
+    }
+    watched = {place: replace(planes[place], high=high) for place, high in above.items()}
+    for rows in torch.split(
+        torch.arange(len(problem.owner), device=problem.y.device), max(1, problem.chunk // TENSORS)
+    ):
+        with torch.enable_grad():
+            queries, owner = {problem.last: problem.queries[rows]}, problem.owner[rows]
+            reached, constant = pull(problem.graph, queries, owner, Relaxation({**planes, **watched}))
+            low = least(reached, constant, owner, problem.ball)
+            total = low[low <= 0].sum()
+            grads = torch.autograd.grad(total, list(above.values()), allow_unused=True) if above else ()
+        for (place, high), grad in zip(above.items(), grads, strict=True):
+            if grad is not None:
+                source = problem.graph.nodes[place].inputs[0]
+                costs[source] = costs.get(source, torch.zeros(())) - (grad * high.detach()).flatten(1)
+    if not costs:
+        return {}
+    both = torch.cat(list(costs.values()), 1)
+    kept = (share * (both > 0).sum(1, keepdim=True)).ceil().long().clamp_min(1)
+    least_kept = both.sort(1, descending=True).values.gather(1, kept - 1)
+    return {source: (cost >= least_kept) & (cost > 0) for source, cost in costs.items()}
+
+
+def _asked_for(problem: Problem) -> dict[int, bool]:
+    """Return the nodes, in order, whose bounds passes backwards may improve, and whether only their signs matter."""
+    found: dict[int, bool] = {}
+    for node in problem.graph.nodes:
+        if node.nonlinear and node.inputs[0] not in found and not _exact(problem, node.inputs[0]):
+            found[node.inputs[0]] = isinstance(node.op, Activation) and node.op.leak is not None
+    return found
 
 
 def repeated(problem: Problem, rounds: Iterable[Round]) -> list[Bounds]:
