@@ -236,17 +236,17 @@ def test_no_evidence_whatsoever_proves_what_is_false() -> None:
     """Proofs of other samples and networks, shuffled, cut short, out of range or not numbers at all."""
     rng, draw, tried = SampleRng(0, (0, 1), 0), random.Random(0), 0
     proofs, refuted = [], []
-    for seed in range(24):
+    for seed in range(18):
         net, x, y, threat = small(seed)
         for row, one in enumerate(SPLITTING(net, x, y, threat, rng)):
             if one.counterexample is not None:
                 refuted.append((net, x[row : row + 1], y[row : row + 1], threat))
             elif one.evidence is not None:
                 proofs.append(one.evidence)
-    assert len(refuted) > 5
+    assert len(refuted) > 3
     assert sum("leaves.sign" in proof for proof in proofs) > 5
     for problem in refuted:
-        for evidence in draw.sample(proofs, 6):
+        for evidence in draw.sample(proofs, 4):
             for kind in (float("nan"), 6e4, -1.0, 0.5, None):
                 changed = {
                     name: value if kind is None or not value.is_floating_point() else torch.full_like(value, kind)
@@ -256,7 +256,7 @@ def test_no_evidence_whatsoever_proves_what_is_false() -> None:
                     changed.pop(draw.choice(list(changed)))
                 assert AlphaCrown().recheck(*problem, [changed]) == [False]
                 tried += 1
-    assert tried > 100
+    assert tried > 50
 
 
 def test_leaves_that_do_not_cover_the_ball_prove_nothing() -> None:
