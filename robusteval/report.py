@@ -89,7 +89,8 @@ class StageSpec(Record):
     """One stage of a suite, as data.
 
     A ``minimal`` attack looks for the nearest adversarial input, once for every eps; a certifier that ``refutes`` may
-    end in an adversarial input.
+    end in an adversarial input. With ``near`` an attack is given only the samples that
+    `evaluation.nearness` selects.
     """
 
     name: str
@@ -98,6 +99,7 @@ class StageSpec(Record):
     params: dict[str, Any]
     minimal: bool = False
     refutes: bool = False
+    near: float | None = None
 
 
 class Repeat(Record):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
@@ -52,8 +52,13 @@ class Climb:
     size: Tensor
 
     def keep(self, rows: Tensor) -> Self:
-        """Return the climb of the samples where the mask ``rows`` is true."""
+        """Return the climb of the samples that ``rows``, a mask or places, selects."""
         return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def parts(self, each: int, size: int) -> list[Self]:
+        """Return it in parts of about ``size`` samples; runs of ``each`` stay together, of which it consists."""
+        runs = torch.arange(len(self.rows), device=self.rows.device).view(-1, each)
+        return [self.keep(part.flatten()) for part in runs.tensor_split(max(1, -(-len(self.rows) // size)))]
 
     def look(self, model: nn.Module, loss: Loss, slope: bool) -> Tensor:
         """Update value, gradient (if ``slope``) and best point at ``point``; return which samples are misclassified.
@@ -144,6 +149,12 @@ class SparseClimb(Climb):
 
 
 AnyClimb = MomentumClimb | SparseClimb
+
+
+def join(parts: Sequence[AnyClimb]) -> AnyClimb:
+    """Return the climb of the samples of all ``parts``, which are of one kind."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(parts[0]))
+    return type(parts[0])(*map(torch.cat, columns))
 
 
 def begin(

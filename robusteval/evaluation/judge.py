@@ -18,6 +18,7 @@ from robusteval.attacks.base import Attack, AttackResult
 from robusteval.certifiers.base import Certifier, SamplingCertifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
 from robusteval.evaluation.decide import Decision, decide
+from robusteval.evaluation.nearness import is_near
 from robusteval.evaluation.polls import poll
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.queries import rationed
@@ -51,11 +52,12 @@ class Judgement:
 
 @dataclass
 class _Level:
-    """What is known at one eps: each sample's verdict, and the turn that closed it."""
+    """What is known at one eps: each sample's verdict, the turn that closed it, its least margin at a candidate."""
 
     threat: ThreatModel
     verdicts: list[Verdict]
     closers: list[str | None]
+    least: list[float] = field(default_factory=list)
 
     def has(self, row: int, *verdicts: Verdict) -> bool:
         return self.verdicts[row] in verdicts
@@ -70,7 +72,8 @@ class _Chunk:
 
     ``why`` says, per sample, why it is open there. ``repeat`` says how samples are decided, ``queries`` how many each
     has left at each level, None without such a budget. ``polls`` and ``sampled`` are, by row, the votes at the witness
-    and for the class to be certified. ``proofs`` is evidence by id, at the largest eps that was proved.
+    and for the class to be certified. ``proofs`` is evidence by id, at the largest eps that was proved. ``margins`` are
+    those of the clean inputs.
     """
 
     x: Tensor
@@ -85,6 +88,7 @@ class _Chunk:
     polls: dict[int, Poll] = field(default_factory=dict)
     sampled: dict[int, Sampling] = field(default_factory=dict)
     proofs: dict[int, Evidence] = field(default_factory=dict)
+    margins: list[float] = field(default_factory=list)
 
     def decide(self, probe: Probe, x: Tensor, y: Tensor, ids: Tensor, rng: SampleRng, *purpose: str) -> Decision:
         """Return what the model under test says of ``x``, some of the samples or candidates for them."""
@@ -101,11 +105,23 @@ class _Chunk:
         attackable = [Verdict.UNKNOWN] if skip_certified else [Verdict.UNKNOWN, Verdict.CERTIFIED]
         if turn.stage.kind == "attack":
             served = self.levels if is_minimal(turn.stage) else (level,)
-            rows = [row for row in range(len(self.x)) if any(one.has(row, *attackable) for one in served)]
+            wanted = [self.near(one, turn.stage.near, *attackable) for one in served]
+            rows = [row for row in range(len(self.x)) if any(row in one for one in wanted)]
         else:
             provable = (row for row in range(len(self.x)) if level.has(row, Verdict.UNKNOWN))
             rows = [row for row in provable if all(smaller.has(row, Verdict.CERTIFIED) for smaller in before)]
         return torch.tensor(rows, dtype=torch.long)
+
+    def near(self, level: _Level, near: float | None, *verdicts: Verdict) -> set[int]:
+        """Return the rows with one of ``verdicts`` that a stage with ``near`` is given; one without is given all."""
+        rows = [row for row in range(len(self.x)) if level.has(row, *verdicts)]
+        return {row for row in rows if near is None or is_near(self.margins[row], level.least[row], near)}
+
+    def saw(self, row: int, margin: float, distance: float) -> None:
+        """Remember the margin of a candidate at every eps that reaches as far."""
+        for level in self.levels:
+            if distance <= level.threat.radius + BUDGET_TOLERANCE:
+                level.least[row] = min(level.least[row], margin)
 
     def certify(self, row: int, evidence: Evidence | None, turn: Turn) -> None:
         """Close a sample at the eps of ``turn``; proofs come in ascending order of eps."""
@@ -162,6 +178,9 @@ def judge(
     left = None if queries is None else [[queries] * len(x) for _ in asked]
     chunk = _Chunk(x, y, ids, repeat, levels, asked.index(threat), [None] * len(x), {}, left)
     clean = chunk.decide(probe, x, y, ids, rng)
+    chunk.margins = clean.margin.tolist()
+    for level in levels:
+        level.least = list(chunk.margins)
     for row in (clean.wrong if clean.polls else clean.prediction != y).nonzero().squeeze(1).tolist():
         for level in levels:
             level.verdicts[row] = Verdict.MISCLASSIFIED
@@ -230,6 +249,8 @@ def _confirm(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, candidates: 
     concerned = distance <= chunk.levels[chunk.asked].threat.radius + BUDGET_TOLERANCE
     for i in rows[(doubtful & concerned).cpu()].tolist():
         chunk.why[i] = f"{turn.name}: {LEADING if decided.polls else DOUBTFUL}"
+    for i in allowed.nonzero().squeeze(1).tolist():
+        chunk.saw(int(rows[i]), float(decided.margin[i]), float(distance[i]))
     for i in (decided.wrong & allowed).nonzero().squeeze(1).tolist():
         prediction, margin = int(decided.prediction[i]), float(decided.margin[i])
         witness = Witness(candidates[i].cpu(), prediction, float(distance[i]), margin)

@@ -33,11 +33,14 @@ class _StageEntry(Settings):
     certifier: str | None = None
     params: dict[str, Any] = Field(default_factory=dict)
     norms: tuple[Norm, ...] = tuple(Norm)
+    near: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _one_plugin(self) -> _StageEntry:
         if (self.attack is None) == (self.certifier is None):
             raise ValueError(f"stage '{self.name}' must name one attack or one certifier")
+        if self.near and self.certifier:
+            raise ValueError(f"stage '{self.name}' is a certifier, to which 'near' does not apply")
         return self
 
     def spec(self, smoothing: Smoothing | None) -> StageSpec:
@@ -48,7 +51,7 @@ class _StageEntry(Settings):
         kind: Literal["attack", "certifier"] = "attack" if self.attack else "certifier"
         name = self.attack or self.certifier or ""
         params = {**self.params, **self._shared(kind, name, smoothing)}
-        spec = StageSpec(name=self.name, kind=kind, plugin=name, params=params)
+        spec = StageSpec(name=self.name, kind=kind, plugin=name, params=params, near=self.near)
         plugin = _build(spec)
         said = {"minimal": is_minimal(Stage(self.name, kind, plugin)), "refutes": refutes(plugin)}
         return spec.model_copy(update={"params": parameters(plugin), **said})
@@ -97,11 +100,12 @@ class _SuiteFile(Settings):
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a suite, ready to run."""
+    """One step of a suite, ready to run; see `StageSpec`."""
 
     name: str
     kind: Literal["attack", "certifier"]
     run: Attack | Certifier
+    near: float | None = None
 
 
 def is_gradient_free(stage: Stage) -> bool:
@@ -164,7 +168,7 @@ class Suite:
 
     def stages(self) -> list[Stage]:
         """Build the plug-ins."""
-        return [Stage(spec.name, spec.kind, _build(spec)) for spec in self.specs]
+        return [Stage(spec.name, spec.kind, _build(spec), spec.near) for spec in self.specs]
 
     def after_transfer(self, run: str) -> Suite:
         """Return the suite that first tries the witnesses in the folder ``run`` of another evaluation."""
