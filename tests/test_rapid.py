@@ -1,0 +1,138 @@
+"""The suite `rapid` and what it is made of: targets by successive halving, and stages for near samples alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_judge import THREAT, Linear, samples
+from torch import Tensor, nn
+
+from robusteval.attacks.base import AttackResult
+from robusteval.attacks.halving import Halving, leading
+from robusteval.errors import UsageError
+from robusteval.evaluation.judge import judge
+from robusteval.evaluation.nearness import STUCK, is_near
+from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.suite import Stage, load_suite
+from robusteval.models.base import Classifier
+from robusteval.rng import SampleRng
+from robusteval.threat import ThreatModel
+from robusteval.verdict import Verdict
+
+RNG = SampleRng(0, tuple(range(64)), 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 0.0, 1.0, 2.0])), max_size=20), st.integers(1, 4))
+def test_the_leading_are_the_largest_of_each_row(entries: list[tuple[int, float]], count: int) -> None:
+    rows, values = (torch.tensor([entry[i] for entry in entries]) for i in (0, 1))
+    expected = [
+        sum(r == row and (v > value or (v == value and j < i)) for j, (r, v) in enumerate(entries)) < count
+        for i, (row, value) in enumerate(entries)
+    ]
+    assert leading(rows, values, count).tolist() == expected
+
+
+def test_passes_are_those_of_the_climbs_that_are_kept() -> None:
+    """Of 4 classes the 3 wrong ones for 5 steps, then 2 for 10, then 1 for the other 15 and a last look."""
+    net, x, y = samples(64)
+    robust = net.exactly_robust(x, y)
+    probe = Probe(net, 512)
+    Halving(steps=30, targets=3, keep=((5, 2), (15, 1)))(
+        probe, x[robust], y[robust], THREAT, RNG.take(robust.nonzero()[:, 0])
+    )
+    per_sample = 1 + 3 * 5 + 2 * 10 + 16
+    assert probe.passes.forward == per_sample * int(robust.sum())
+    assert probe.passes.backward == (per_sample - 2) * int(robust.sum())
+
+
+def test_a_sample_is_attacked_alike_in_any_company(
+    digits_net: Classifier, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y, threat = digits.images(slice(0, 24)), digits.labels[:24], ThreatModel.parse("Linf", "0.1")
+    attack, ids = Halving(steps=20, targets=4, keep=((4, 2), (8, 1))), torch.arange(24)
+    together = attack(Probe(digits_net, 512), x, y, threat, RNG.take(ids)).candidates
+    monkeypatch.setattr("robusteval.attacks.halving.ROWS", 9)
+    parts = [attack(Probe(digits_net, 512), x[i], y[i], threat, RNG.take(i)).candidates for i in ids.split(5)]
+    assert torch.equal(torch.cat(parts), together)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"steps": 0}, {"targets": 0}, {"keep": ((10, 3), (5, 1))}, {"keep": ((10, 3), (20, 4))}, {"keep": ((100, 1),)}],
+)
+def test_plans_that_make_no_sense_are_refused(params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="halving"):
+        Halving(**params)
+
+
+# Which samples are near
+
+
+@pytest.mark.parametrize(
+    ("clean", "least", "near", "expected"),
+    [
+        (10.0, 1.0, 0.2, True),
+        (10.0, 2.0, 0.2, False),
+        (10.0, 9.0, 0.2, False),
+        (10.0, 10.0, 0.2, True),
+        (10.0, 10.0 - 10 * STUCK * 0.9, 0.2, True),
+        (10.0, 10.0 - 10 * STUCK * 1.1, 0.2, False),
+        (10.0, -1.0, 0.2, True),
+    ],
+)
+def test_near_are_those_close_to_another_class_and_those_that_do_not_move(
+    clean: float, least: float, near: float, expected: bool
+) -> None:
+    assert is_near(clean, least, near) is expected
+
+
+class Shift:
+    """An attack that moves every input by ``share`` of the budget towards its nearest class of a linear net."""
+
+    def __init__(self, net: Linear, share: float) -> None:
+        self.net, self.share, self.seen = net, share, 0
+
+    def supports(self, threat: ThreatModel) -> bool:
+        return True
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
+        self.seen = len(x)
+        w, logits = self.net.w.detach(), model(x)
+        slope = (w[y][:, None] - w[None]).view(len(x), len(w), *x.shape[1:])
+        reach = (logits.gather(1, y[:, None]) - logits) / slope.abs().flatten(2).sum(2).clamp_min(1e-9)
+        rival = reach.scatter(1, y[:, None], torch.inf).argmin(1)
+        step = self.share * threat.radius * slope[torch.arange(len(x)), rival].sign()
+        return AttackResult((x - step).detach())
+
+
+def test_a_stage_with_near_is_given_near_samples_alone() -> None:
+    net, x, y = samples(64)
+    first, second, third = Shift(net, 0.5), Shift(net, 1.0), Shift(net, 1.0)
+    stages = [Stage("half", "attack", first), Stage("near", "attack", second, 0.25), Stage("all", "attack", third)]
+    made = judge(Probe(net, 64), x, y, torch.arange(64), THREAT, stages, RNG)
+    with torch.no_grad():
+        moved = first(net, x, y, THREAT, RNG).candidates
+    margins = [net(z).scatter_add(1, y[:, None], torch.full_like(y[:, None], -1e9).float()) for z in (x, moved)]
+    clean, least = (net(z).gather(1, y[:, None])[:, 0] - m.amax(1) for z, m in zip((x, moved), margins, strict=True))
+    expected = sum(is_near(c, m, 0.25) for c, m in zip(clean.tolist(), least.tolist(), strict=True) if c > 0 and m > 0)
+    unbroken = int(((clean > 0) & (least > 0)).sum())
+    assert (made.stages[1].entered, made.stages[2].entered) == (expected, unbroken - made.stages[1].broken)
+    assert 0 < expected < unbroken
+    exactly = net.exactly_robust(x, y)
+    assert [row.verdict is Verdict.UNKNOWN for row in made.rows] == exactly.tolist()
+
+
+def test_near_is_for_attacks(tmp_path: Any) -> None:
+    (tmp_path / "odd.toml").write_text('title = "x"\n[[stages]]\nname = "ibp"\ncertifier = "ibp"\nnear = 0.1\n')
+    with pytest.raises(UsageError, match="near"):
+        load_suite(str(tmp_path / "odd.toml"), THREAT)
+
+
+def test_rapid_is_exact_on_linear_classifiers() -> None:
+    net, x, y = samples(64)
+    made = judge(Probe(net, 64), x, y, torch.arange(64), THREAT, load_suite("rapid", THREAT).stages(), RNG)
+    assert [row.verdict is Verdict.UNKNOWN for row in made.rows] == net.exactly_robust(x, y).tolist()
