@@ -17,9 +17,11 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.nearness import STUCK, is_near
 from robusteval.evaluation.probe import Probe
-from robusteval.evaluation.suite import Stage, load_suite
+from robusteval.evaluation.suite import Stage, load_suite, suite_digest
 from robusteval.models.base import Classifier
+from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
+from robusteval.runs import digest
 from robusteval.threat import ThreatModel
 from robusteval.verdict import Verdict
 
@@ -136,3 +138,12 @@ def test_rapid_is_exact_on_linear_classifiers() -> None:
     net, x, y = samples(64)
     made = judge(Probe(net, 64), x, y, torch.arange(64), THREAT, load_suite("rapid", THREAT).stages(), RNG)
     assert [row.verdict is Verdict.UNKNOWN for row in made.rows] == net.exactly_robust(x, y).tolist()
+
+
+def test_reports_from_before_there_was_near_keep_their_suite() -> None:
+    spec = StageSpec(name="pgd", kind="attack", plugin="pgd", params={"steps": 3})
+    before = {key: value for key, value in spec.model_dump().items() if key != "near"}
+    assert suite_digest([spec], False, None, None) == digest({"stages": [before], "skip_certified": False})
+    assert suite_digest([spec.model_copy(update={"near": 0.1})], False, None, None) != suite_digest(
+        [spec], False, None, None
+    )

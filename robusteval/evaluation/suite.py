@@ -194,10 +194,11 @@ class Suite:
 def suite_digest(
     specs: Iterable[StageSpec], skip_certified: bool, repeat: Repeat | None, smoothing: Smoothing | None
 ) -> str:
-    """Return the SHA-256 that identifies a suite."""
+    """Return the SHA-256 that identifies a suite; ``near``, which older reports do not have, counts where it is set."""
     ruling = {"repeat": repeat, "smoothing": smoothing}
     decided = {name: rule.model_dump() for name, rule in ruling.items() if rule}
-    return digest({"stages": [spec.model_dump() for spec in specs], "skip_certified": skip_certified, **decided})
+    stages = [spec.model_dump(exclude={"near"} if spec.near is None else None) for spec in specs]
+    return digest({"stages": stages, "skip_certified": skip_certified, **decided})
 
 
 def _build(spec: StageSpec) -> Attack | Certifier:
