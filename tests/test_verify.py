@@ -24,6 +24,7 @@ from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.audit import audit, hidden
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import prepare
+from robusteval.evaluation.replay import _behind
 from robusteval.evaluation.run import evaluate
 from robusteval.evaluation.suite import suite_digest
 from robusteval.evaluation.validate import MANIFEST, seal, validate
@@ -336,3 +337,8 @@ def test_the_command(honest: Path, copy: Path, cli: Cli) -> None:
     done = cli("verify", copy, "--json")
     assert done.returncode == 3
     assert any(f"sample {row['id']}" in problem for problem in json.loads(done.stdout)["problems"])
+
+
+def test_a_class_that_all_but_ties_is_no_contradiction() -> None:
+    logits = torch.tensor([3.0, 2.9995, 1.0])
+    assert [_behind(logits, label) for label in range(3)] == [False, False, True]

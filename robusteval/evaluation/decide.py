@@ -20,13 +20,14 @@ class Decision:
     """Per sample (N,): predicted class, margin, and whether it is misclassified beyond doubt.
 
     ``margin`` is ``z_y - max_{k != y} z_k``; over repeated evaluations it is the share of right ones minus that of
-    wrong ones. ``polls`` are the votes where the smoothed classifier decides.
+    wrong ones. ``polls`` are the votes where the smoothed classifier decides, ``logits`` (N, K) what else decided.
     """
 
     prediction: Tensor
     margin: Tensor
     wrong: Tensor
     polls: tuple[Poll, ...] = ()
+    logits: Tensor | None = None
 
 
 def decide(probe: Probe, x: Tensor, y: Tensor, ids: Tensor, repeat: Repeat | None, seed: int) -> Decision:
@@ -40,7 +41,7 @@ def decide(probe: Probe, x: Tensor, y: Tensor, ids: Tensor, repeat: Repeat | Non
         logits = _finite(probe(x), ids)
         if repeat is None:
             prediction = logits.argmax(1)
-            return Decision(prediction, -margin_loss(logits, y), prediction != y)
+            return Decision(prediction, -margin_loss(logits, y), prediction != y, logits=logits)
         votes = _vote(logits)
         for _ in range(repeat.evaluations - 1):
             votes += _vote(_finite(probe(x), ids))

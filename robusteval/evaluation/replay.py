@@ -128,8 +128,13 @@ def _compared(
             yield f"{where}: is wrong in {errors} of {count} evaluations, the report says in {stated}"
     elif abs(found - margin) > SAME * (1 + abs(margin)):
         yield f"{where}: has margin {found:.6g} here, the report says {margin:.6g}"
-    elif here != prediction and abs(margin) > SAME:
+    elif decided.logits is not None and _behind(decided.logits[place], prediction):
         yield f"{where}: is classified as {here} here, the report says {prediction}"
+
+
+def _behind(logits: Tensor, label: int) -> bool:
+    """Say whether another of the ``logits`` (K,) leads that of ``label`` by more than machines differ."""
+    return bool(logits.max() - logits[label] > SAME * (1 + logits.max().abs()))
 
 
 def _witnesses(chunk: Chunk, plan: Plan) -> Iterator[str]:
