@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from robusteval.datasets.base import Split
+from robusteval.evaluation.curve import verdict_at
 from robusteval.render import _charts, _text
 from robusteval.render._page import page
 from robusteval.render.markdown import provenance
 from robusteval.render.pictures import Gallery, gallery
-from robusteval.report import CurvePoint, Rate, Report, SampleRow
+from robusteval.report import Rate, Report, SampleRow
 from robusteval.runs import file_digest, write_atomic
 from robusteval.verdict import Verdict
 
@@ -134,7 +135,7 @@ def _data(report: Report, rows: Sequence[SampleRow], pictures: Gallery) -> dict[
 def _row(row: SampleRow, report: Report, places: dict[str, dict[str, int]]) -> list[Any]:
     verdicts, stages = places["verdict"], places["stage"]
     levels = [
-        (_verdict_at(row, stage, point, report), stage) for stage, point in zip(row.stages, report.curve, strict=True)
+        (verdict_at(row, stage, point.radius), stage) for stage, point in zip(row.stages, report.curve, strict=True)
     ]
     return [
         *(row.id, row.label, row.prediction, verdicts[row.verdict], stages.get(row.stage or "")),
@@ -143,15 +144,6 @@ def _row(row: SampleRow, report: Report, places: dict[str, dict[str, int]]) -> l
         [(verdicts[verdict], stages.get(stage or "")) for verdict, stage in levels],
         f"{math.floor(row.votes.radius * 10_000) / 10_000:.4f}" if row.votes else None,  # never more than is proved
     ]
-
-
-def _verdict_at(row: SampleRow, closer: str | None, point: CurvePoint, report: Report) -> Verdict:
-    """Return the verdict at one eps of the curve: broken where the nearest witness is within it."""
-    if row.verdict is Verdict.MISCLASSIFIED:
-        return row.verdict
-    if row.adv_distance is not None and row.adv_distance <= point.radius + report.threat.tolerance:
-        return Verdict.BROKEN
-    return Verdict.CERTIFIED if closer else Verdict.UNKNOWN
 
 
 def _short(value: float | None) -> float | None:
