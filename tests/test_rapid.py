@@ -62,6 +62,13 @@ def test_a_sample_is_attacked_alike_in_any_company(
     assert torch.equal(torch.cat(parts), together)
 
 
+@pytest.mark.parametrize(("targets", "said"), [(9, ("3 targets instead of 9",)), (3, ()), (2, ())])
+def test_fewer_classes_than_targets_are_said(targets: int, said: tuple[str, ...]) -> None:
+    net, x, y = samples(8)
+    found = Halving(steps=4, targets=targets, keep=((2, 1),))(net, x, y, THREAT, RNG.take(torch.arange(8)))
+    assert found.adaptations == said
+
+
 @pytest.mark.parametrize(
     "params",
     [{"steps": 0}, {"targets": 0}, {"keep": ((10, 3), (5, 1))}, {"keep": ((10, 3), (20, 4))}, {"keep": ((100, 1),)}],

@@ -64,6 +64,7 @@ class Halving:
             logits = model(x)
         finds = Finds(x, logits.argmax(1) != y)
         count = min(self.targets, logits.shape[1] - 1)
+        fewer = (f"{count} targets instead of {self.targets}",) if count < self.targets else ()
         rows = finds.left()
         if len(rows):
             begun = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
@@ -73,7 +74,6 @@ class Halving:
                 climb = join([self._climbed(model, part, threat, finds, range(first, last)) for part in parts])
                 climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
             finds.offer(climb.rows, climb.best, climb.best_value)
-        fewer = (f"{count} targets instead of {self.targets}",) if count < self.targets else ()
         return AttackResult(threat.hold(x, finds.points), fewer)
 
     def _begin(self, logits: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, count: int) -> AnyClimb:

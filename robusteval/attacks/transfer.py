@@ -36,7 +36,8 @@ class Transfer:
 
     def check(self) -> None:
         """Raise `UsageError` unless the run is there with the witnesses that are meant."""
-        if witnesses_digest(self.run) != (self.sha256 or witnesses_digest(self.run)):
+        found = witnesses_digest(self.run)
+        if self.sha256 and found != self.sha256:
             raise UsageError(f"the witnesses in '{self.run}' are not those that this suite was made with.")
 
     def supports(self, threat: ThreatModel) -> bool:
@@ -45,8 +46,7 @@ class Transfer:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
         """Return each sample's witness, held within ``threat``, or the sample itself where there is none."""
-        self.check()
-        stored = _load(self.run, self.sha256)
+        stored = _load(self)
         found = x.clone()
         rows = [row for row, sample in enumerate(rng.ids) if sample in stored]
         if rows:
@@ -67,10 +67,11 @@ def witnesses_digest(run: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _load(run: str, sha256: str) -> dict[int, Tensor]:
-    """Return sample id -> witness; kept from chunk to chunk."""
+def _load(attack: Transfer) -> dict[int, Tensor]:
+    """Return sample id -> witness, once checked; kept from chunk to chunk."""
+    attack.check()
     return {
         sample: x_adv.float().nan_to_num()
-        for path in witness_files(Path(run))
+        for path in witness_files(Path(attack.run))
         for sample, x_adv in zip(*load_witnesses(path), strict=True)
     }
