@@ -23,6 +23,9 @@ ENOUGH = 1e-4
 TENSORS = 8
 """Tensors of a node's size that a query needs at once: coefficients before and after, planes, autograd's copies."""
 
+REUSED = 2**23
+"""Bytes of a tensor up to which C allocators hand out memory in use before: larger ones come page by page, zeroed."""
+
 
 class MemoryBudgetError(RobustevalError):
     """Not even one query fits into the memory allowed."""
@@ -69,13 +72,22 @@ class Problem:
         return torch.arange(len(self.y), device=self.y.device).repeat_interleave(self.graph.nodes[-1].size - 1)
 
     @cached_property
-    def chunk(self) -> int:
+    def fits(self) -> int:
         """How many queries fit into the memory allowed."""
-        largest = max(node.size for node in self.graph.nodes)
-        fits = self.memory // (TENSORS * largest * BYTES)
+        fits = self.memory // (TENSORS * self._query)
         if fits < 1:
-            raise MemoryBudgetError(f"memory: one query needs {TENSORS * largest * BYTES / 2**20:.0f} MiB")
+            raise MemoryBudgetError(f"memory: one query needs {TENSORS * self._query / 2**20:.0f} MiB")
         return fits
+
+    @property
+    def chunk(self) -> int:
+        """How many queries to ask at once where nothing is kept for a gradient."""
+        return self.fits if self.y.is_cuda else min(self.fits, max(1, REUSED // self._query))
+
+    @cached_property
+    def _query(self) -> int:
+        """The largest tensor of one query, in bytes."""
+        return max(node.size for node in self.graph.nodes) * BYTES
 
     def shaped(self, values: Tensor) -> Tensor:
         """Return values of all queries as (N, K - 1)."""
@@ -114,7 +126,7 @@ def optimised_margins(
     best = margins.flatten().clone()
     left = (best <= enough).nonzero().squeeze(1)
     found: list[dict[int, Chosen]] = [{} for _ in problem.y]
-    for few in torch.split(left, max(1, problem.chunk // TENSORS)):
+    for few in torch.split(left, max(1, problem.fits // TENSORS)):
         queries, owner = {problem.last: problem.queries[few]}, problem.owner[few]
         low, slopes = ascent(problem.graph, problem.ball, queries, owner, planes, enough[few])
         for row in (low > best[few]).nonzero().flatten().tolist():

@@ -81,9 +81,7 @@ def worthwhile(problem: Problem, share: float) -> dict[int, Tensor]:
         if isinstance(known, Planes) and problem.graph.nodes[place].inputs[0] in sources
     }
     watched = {place: replace(planes[place], high=high) for place, high in above.items()}
-    for rows in torch.split(
-        torch.arange(len(problem.owner), device=problem.y.device), max(1, problem.chunk // TENSORS)
-    ):
+    for rows in torch.split(torch.arange(len(problem.owner), device=problem.y.device), max(1, problem.fits // TENSORS)):
         with torch.enable_grad():
             queries, owner = {problem.last: problem.queries[rows]}, problem.owner[rows]
             reached, constant = pull(problem.graph, queries, owner, Relaxation({**planes, **watched}))
@@ -205,7 +203,7 @@ def _bound_values(
         reached, constant = pull(problem.graph, queries, owner if own else one, Relaxation(planes, own))
         return least(reached, constant + offset, one, problem.ball)
 
-    low = in_chunks(len(values), max(1, problem.chunk // (TENSORS if choice else 1)), bound)
+    low = in_chunks(len(values), max(1, problem.fits // TENSORS) if choice else problem.chunk, bound)
     return low, Chosen.joined(found) if found else None
 
 
