@@ -218,6 +218,13 @@ class SuiteFacts(Record):
     adaptations: tuple[str, ...]
 
 
+class Search(Record):
+    """How attacks ran the model while they searched; every verdict was decided in float32 by the model as it is."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
+
+
 class StageResult(Record):
     """What a stage did: samples it was given and closed, of these broken, and candidates that were not accepted.
 
@@ -357,9 +364,9 @@ class Report(Record):
     """`report.json`: the header of an evaluation; one line per sample is in `samples.jsonl`.
 
     ``queries`` is how often, at most, all attacks together asked the model about a sample at each eps, None without
-    such a budget. ``results`` are for ``threat``; ``curve`` has a point for every budget, ascending, if there are
-    several. Where ``suite.smoothing`` is set, all of it is about the smoothed classifier and statistical; ``guarantee``
-    says how sure.
+    such a budget, ``search`` how they ran it. ``batch_size`` is the smallest used. ``results`` are for ``threat``;
+    ``curve`` has a point for every budget, ascending, if there are several. Where ``suite.smoothing`` is set, all of it
+    is about the smoothed classifier and statistical; ``guarantee`` says how sure.
     """
 
     schema_version: Literal["1.0"] = "1.0"
@@ -371,6 +378,7 @@ class Report(Record):
     batch_size: int = Field(gt=0)
     workers: int = Field(gt=0)
     queries: int | None = Field(default=None, gt=0)
+    search: Search = Search()
     seconds: float = Field(ge=0)
     model: ModelFacts
     data: DataFacts

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--queries", type=int, help="Forward passes that all attacks together may spend on an image.  [default: no limit]"
 )
+@click.option("--precision", help="float32 or bfloat16, in which attacks search; float32 decides.  [default: float32]")
+@click.option("--compile", "compiled", is_flag=True, default=None, help="Compile the model for the attacks.")
 @click.option("--limit", type=int, help="Evaluate only the first N test images.")
 @click.option("--batch-size", type=int, help="Images on the device at once.  [default: a chunk]")
 @click.option("--workers", type=int, help="Processes.  [default: one per CPU core]")

@@ -45,13 +45,16 @@ def assemble(plan: Plan, run: RunDir, findings: list[Finding]) -> Report:
     chunks = [load_chunk(run.path, index) for index in plan.chunks]
     rows = [row for chunk in chunks for row in chunk.rows]
     lines = "".join(row.model_dump_json() + "\n" for row in rows)
-    report = _report(plan, rows, merge_stages(c.stages for c in chunks), findings)
+    batch_size = min(chunk.batch_size for chunk in chunks)
+    report = _report(plan, rows, merge_stages(c.stages for c in chunks), findings, batch_size)
     write_atomic(run.path / SAMPLES, lines.encode())
     write_atomic(run.path / REPORT, (report.model_dump_json(indent=2) + "\n").encode())
     return report
 
 
-def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], findings: list[Finding]) -> Report:
+def _report(
+    plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], findings: list[Finding], batch_size: int
+) -> Report:
     counts = Counter(row.verdict for row in rows)
     results = count_verdicts({verdict: counts[verdict] for verdict in Verdict}, plan.suite.certifying)
     points = curve(rows, plan.budgets, plan.suite.certifying)
@@ -72,9 +75,10 @@ def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], 
         command=shlex.join(["robusteval", *sys.argv[1:]]),
         seed=plan.config.seed,
         chunk_size=plan.config.chunk_size,
-        batch_size=plan.batch_size,
+        batch_size=batch_size,
         workers=plan.workers,
         queries=plan.config.queries,
+        search=plan.config.search,
         seconds=sum(stage.seconds for stage in stages),
         model=model,
         data=data,
@@ -87,7 +91,9 @@ def _report(plan: Plan, rows: list[SampleRow], stages: tuple[StageResult, ...], 
         guarantee=guarantee,
         stages=stages,
         findings=tuple(findings),
-        baselines=compare(plan.suite.specs, findings, model, data, plan.threat, results, plan.config.queries),
+        baselines=compare(
+            plan.suite.specs, findings, model, data, plan.threat, results, plan.config.queries, plan.config.search
+        ),
         environment=facts,
     )
 

@@ -24,12 +24,13 @@ CHUNKS = "chunks"
 
 
 class ChunkResult(BaseModel):
-    """Rows and stage costs of one chunk."""
+    """Rows and stage costs of one chunk, and how many images the device held at once."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows: tuple[SampleRow, ...]
     stages: tuple[StageResult, ...]
+    batch_size: int
 
 
 def chunk_path(run: Path, index: int) -> Path:
@@ -42,7 +43,7 @@ def witness_path(run: Path, index: int) -> Path:
     return run / WITNESSES / f"{index:05d}.safetensors"
 
 
-def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
+def save_chunk(run: Path, index: int, judgement: Judgement, batch_size: int) -> None:
     """Write a judged chunk: tensors `ids` (M,) int64 and `x_adv` (M, C, H, W) float32, its proofs, then its rows."""
     if judgement.witnesses:
         tensors = {
@@ -53,7 +54,7 @@ def save_chunk(run: Path, index: int, judgement: Judgement) -> None:
     else:
         witness_path(run, index).unlink(missing_ok=True)
     save_proofs(proof_path(run, index), judgement.proofs)
-    result = ChunkResult(rows=judgement.rows, stages=judgement.stages)
+    result = ChunkResult(rows=judgement.rows, stages=judgement.stages, batch_size=batch_size)
     write_atomic(chunk_path(run, index), result.model_dump_json().encode())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from robusteval.baselines.rank import Baseline, Placement, comparable, place, source
 from robusteval.evaluation.suite import load_suite
-from robusteval.report import Comparison, DataFacts, Finding, ModelFacts, Neighbour, Results, StageSpec
+from robusteval.report import Comparison, DataFacts, Finding, ModelFacts, Neighbour, Results, Search, StageSpec
 from robusteval.threat import ThreatModel
 
 
@@ -18,10 +18,12 @@ def compare(
     threat: ThreatModel,
     results: Results,
     queries: int | None,
+    search: Search,
 ) -> Comparison:
     """Return the place among comparable entries, or why there is none; a pure function, so that anyone can redo it."""
     limited = None if queries is None else f"attacks had only {queries} queries per sample."
-    reason = _not_comparable(tuple(stages), findings, threat) or limited
+    low = None if search.precision == "float32" else f"attacks searched in {search.precision}."
+    reason = _not_comparable(tuple(stages), findings, threat) or limited or low
     if reason:
         return _comparison(Placement(reason=reason), [])
     placement = place(

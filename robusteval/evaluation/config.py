@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
 from robusteval.errors import UsageError
 from robusteval.evaluation.ladder import largest
+from robusteval.report import Search
 from robusteval.settings import Budget, PluginSpec, Settings
 
 MIN_BATCH = 16
@@ -32,6 +33,7 @@ class EvalConfig(Settings):
     ``chunk_size`` is the batch that attacks see, ``batch_size`` how many images the device holds at once (None: a
     chunk; at least `MIN_BATCH`), ``limit`` the number of test images from the start (None: all).
     ``witnesses`` is the folder of another evaluation whose adversarial inputs are tried first.
+    ``precision`` and ``compiled`` are how attacks run the model while they search; float32 decides.
     ``smoothing`` changes the suite's noise and samples, where it is about a smoothed classifier.
     ``queries`` is how many forward passes all attacks together may spend on a sample, None: no limit.
     ``mean`` and ``std`` (one value per channel) say how a bare weights file was trained.
@@ -54,6 +56,8 @@ class EvalConfig(Settings):
     smoothing: SmoothingChanges | None = None
     witnesses: str | None = None
     queries: int | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
     limit: int | None = None
     seed: int = 0
     chunk_size: int = 250
@@ -83,6 +87,11 @@ class EvalConfig(Settings):
         if value is not None and value < 1:
             raise ValueError("give at least 1")
         return value
+
+    @property
+    def search(self) -> Search:
+        """How attacks run the model."""
+        return Search(precision=self.precision, compiled=self.compiled)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share."""

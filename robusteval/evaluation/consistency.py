@@ -155,8 +155,8 @@ def _check_results(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     changes = SmoothingChanges(**ran.smoothing.model_dump()) if ran.smoothing else None
     if shipped and load_suite(ran.name, threat, changes).sha256 != ran.sha256:
         yield f"the suite is called '{report.suite.name}' but is not the suite of that name"
-    stated = (report.suite.stages, report.findings, report.model, report.data, threat, report.results, report.queries)
-    if compare(*stated) != report.baselines:
+    facts, conditions = (report.model, report.data, threat, report.results), (report.queries, report.search)
+    if compare(report.suite.stages, report.findings, *facts, *conditions) != report.baselines:
         yield "the comparison with RobustBench does not follow from the results"
 
 

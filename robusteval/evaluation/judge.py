@@ -226,12 +226,35 @@ class _Outcome:
     adaptations: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def __add__(self, more: _Outcome) -> _Outcome:
+        """Return the counts of both, and what the first said."""
+        counts = {name: getattr(self, name) + getattr(more, name) for name in ("rejected", "non_finite", "undecided")}
+        return replace(self, **counts)
+
 
 def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
-    with failures(f"stage '{turn.name}'"):
+    """Attack the samples at ``rows``, and those of which only a lower precision says they are broken once more."""
+    with failures(f"stage '{turn.name}'"), probe.searching():
         result = _candidates(turn, probe, chunk, rows, rng)
     outcome = _confirm(turn, probe, chunk, rows, result.candidates, rng)
-    return replace(outcome, adaptations=result.adaptations, warnings=result.warnings)
+    outcome = replace(outcome, adaptations=result.adaptations, warnings=result.warnings)
+    if chunk.repeat is None and len(again := _mistaken(probe, result.candidates, chunk.y[rows])):
+        with failures(f"stage '{turn.name}'"):
+            result = _candidates(turn, probe, chunk, rows[again], rng.take(again))
+        outcome += _confirm(turn, probe, chunk, rows[again], result.candidates, rng.take(again))
+    return outcome
+
+
+def _mistaken(probe: Probe, candidates: Tensor, y: Tensor) -> Tensor:
+    """Return the places of the ``candidates`` (N, C, H, W) that are misclassified only as attacks see the model."""
+    if probe.exact:
+        return torch.tensor([], dtype=torch.long)
+    candidates = candidates.detach().float().nan_to_num()
+    with torch.no_grad():
+        mistaken: Tensor = probe(candidates).argmax(1) == y
+        with probe.searching():
+            mistaken &= probe(candidates).argmax(1) != y
+    return mistaken.nonzero().squeeze(1).cpu()
 
 
 def _confirm(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, candidates: Tensor, rng: SampleRng) -> _Outcome:

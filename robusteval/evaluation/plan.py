@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.chunks import ChunkResult, save_chunk
 from robusteval.evaluation.config import MIN_BATCH, EvalConfig, check_seed
 from robusteval.evaluation.defaults import fill_in
-from robusteval.evaluation.judge import judge
+from robusteval.evaluation.judge import Judgement, judge
 from robusteval.evaluation.ladder import budgets
 from robusteval.evaluation.preflight import (
     SAMPLES,
@@ -27,7 +27,7 @@ from robusteval.evaluation.preflight import (
     refuse_unless_allowed,
     training_alarms,
 )
-from robusteval.evaluation.probe import Probe, failures
+from robusteval.evaluation.probe import OutOfMemoryError, Probe, failures
 from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
@@ -37,12 +37,19 @@ from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.threat import Norm, ThreatModel
 
 
+@dataclass
+class Halvings:
+    """How often the batch size had to be halved in this process, as the device ran out of memory."""
+
+    count: int = 0
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything an evaluation needs, loaded and checked.
 
     ``split`` holds only the samples to evaluate; ``budgets`` are ``threat`` and what else is asked, ascending; a model
-    that is ``in_memory`` only cannot be sent to workers.
+    that is ``in_memory`` only cannot be sent to workers. ``halvings`` is what was learned of the device meanwhile.
     """
 
     config: EvalConfig
@@ -54,6 +61,7 @@ class Plan:
     suite: Suite
     device: torch.device
     in_memory: bool
+    halvings: Halvings = field(default_factory=Halvings)
 
     @property
     def chunks(self) -> range:
@@ -62,8 +70,9 @@ class Plan:
 
     @property
     def batch_size(self) -> int:
-        """Images on the device at once; `Probe` fills up what is less."""
-        return max(MIN_BATCH, min(self.config.batch_size or self.config.chunk_size, self.config.chunk_size))
+        """Images on the device at once, as far as its memory is known to reach; `Probe` fills up what is less."""
+        asked = min(self.config.batch_size or self.config.chunk_size, self.config.chunk_size)
+        return max(MIN_BATCH, asked >> self.halvings.count)
 
     @property
     def workers(self) -> int:
@@ -109,7 +118,24 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None, suite: Suite |
 
 
 def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None] = lambda stage: None) -> ChunkResult:
-    """Judge chunk ``index`` on one CPU thread and write it to ``folder``."""
+    """Judge chunk ``index`` on one CPU thread and write it to ``folder``.
+
+    Where the device runs out of memory, the chunk is judged anew with batches of half the size, down to `MIN_BATCH`.
+    """
+    while True:
+        try:
+            judgement, size = _judged(plan, index, told), plan.batch_size
+            break
+        except OutOfMemoryError:
+            if plan.batch_size == MIN_BATCH:
+                raise
+            plan.halvings.count += 1
+            told(f"out of memory, batch size {plan.batch_size}")
+    save_chunk(folder, index, judgement, size)
+    return ChunkResult(rows=judgement.rows, stages=judgement.stages, batch_size=size)
+
+
+def _judged(plan: Plan, index: int, told: Callable[[str], None]) -> Judgement:
     size = plan.config.chunk_size
     rows = slice(index * size, (index + 1) * size)
     x = plan.split.images(rows).to(plan.device)
@@ -118,10 +144,11 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
         ruling = suite.repeat or suite.smoothing
-        probe, how = Probe(module, plan.batch_size), (suite.skip_certified, ruling, told, plan.budgets)
-        judgement = judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how, plan.config.queries)
-    save_chunk(folder, index, judgement)
-    return ChunkResult(rows=judgement.rows, stages=judgement.stages)
+        probe, how = (
+            Probe(module, plan.batch_size, plan.config.search),
+            (suite.skip_certified, ruling, told, plan.budgets),
+        )
+        return judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how, plan.config.queries)
 
 
 def preflight(plan: Plan) -> list[Finding]:

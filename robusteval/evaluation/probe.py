@@ -13,7 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from robusteval.errors import RobustevalError
 from robusteval.evaluation.config import MIN_BATCH
+from robusteval.evaluation.search import searched
 from robusteval.models.base import summary
+from robusteval.report import Search
+
+EXACT = Search()
+
+
+class OutOfMemoryError(RobustevalError):
+    """The device has too little memory for what was asked of it."""
 
 
 @contextmanager
@@ -24,7 +32,7 @@ def failures(what: str) -> Iterator[None]:
     except RobustevalError:
         raise
     except torch.OutOfMemoryError as error:
-        raise RobustevalError(f"{what} ran out of memory; try a smaller --batch-size.") from error
+        raise OutOfMemoryError(f"{what} ran out of memory; try a smaller --batch-size.") from error
     except Exception as error:
         raise RobustevalError(f"{what} failed: {summary(error)}") from error
 
@@ -49,14 +57,25 @@ class Probe(nn.Module):
     A batch above ``batch_size`` is run in equal pieces that are recomputed in the backward pass, so that
     memory stays bounded. What is less than `MIN_BATCH` is filled up, uncounted, so that neither ``batch_size`` nor
     how many samples are still under attack can change a logit; not so for a black box, which is asked nothing in vain.
+    Within `searching` it is asked as ``how`` says; ``exact`` is whether that makes no difference.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int) -> None:
+    def __init__(self, model: nn.Module, batch_size: int, how: Search = EXACT) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.exact = model, how == EXACT
+        self._asked, self._search = model, searched(model, how)
         self.batch_size = batch_size
         self.passes = Passes()
         self.eval()
+
+    @contextmanager
+    def searching(self) -> Iterator[Probe]:
+        """Answer as attacks are to see the model."""
+        self._asked = self._search
+        try:
+            yield self
+        finally:
+            self._asked = self.model
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 logits (N, K) for images (N, C, H, W) in [0,1]."""
@@ -81,7 +100,7 @@ class Probe(nn.Module):
         self.passes.non_finite += int((~size.isfinite()).sum())
 
     def _call(self, x: Tensor) -> Tensor:
-        logits: Any = self.model(x)
+        logits: Any = self._asked(x)
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise RobustevalError(f"the model returns {shape} for {len(x)} inputs; expected ({len(x)}, classes).")

@@ -75,6 +75,8 @@ def _suite(report: Report) -> Iterator[str]:
     yield from (f"AutoAttack was adapted: {text}" for text in suite.adaptations)
     if report.queries is not None:
         yield f"Attacks had only {report.queries} queries per sample."
+    if report.search.precision != "float32":
+        yield f"Attacks searched in {report.search.precision}."
 
 
 def _standard(report: Report) -> str | None:

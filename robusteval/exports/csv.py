@@ -36,6 +36,7 @@ RUN_COLUMNS = {
     "eps": "budget as it was written; of several, the headline's",
     "suite": "name of the suite",
     "suite_sha256": "hash of its stages with all parameters",
+    "precision": "in which attacks searched; float32 decided",
     "queries": "forward passes that attacks had for a sample; empty if no limit",
     "sigma": "noise of the smoothed classifier that all numbers are about; empty if they are about the network",
     **{
@@ -126,6 +127,7 @@ def _run(report: Report) -> list[Any]:
         **{name: getattr(report, name) for name in ("queries", "seed", "chunk_size", "batch_size", "seconds")},
         **{"model": model.name, "dataset": data.title, "data_sha256": data.sha256, "created": report.created},
         **{"norm": report.threat.norm, "eps": report.threat.eps, "suite": suite.name, "suite_sha256": suite.sha256},
+        "precision": report.search.precision,
         "sigma": suite.smoothing.sigma if suite.smoothing else None,
         **_rates(report),
         **{f"samples_{verdict.value}": report.results.verdicts[verdict] for verdict in Verdict},

@@ -162,6 +162,7 @@ def _conditions(report: Report) -> str:
     said = [f"{report.threat.norm} eps {report.threat.eps}", f"suite {report.suite.name}"]
     said += [f"smoothed with sigma {smoothing.sigma:g}"] if smoothing else []
     said += [f"{queries} queries per image"] if queries else []
+    said += [f"attacks searched in {report.search.precision}"] if report.search.precision != "float32" else []
     return ", ".join(said)
 
 
@@ -189,6 +190,7 @@ def _reproduce(report: Report) -> str:
         ("--seed", report.seed),
         *([("--limit", report.data.evaluated)] if report.data.evaluated < report.data.total else []),
         *([("--queries", report.queries)] if report.queries else []),
+        *([("--precision", report.search.precision)] if report.search.precision != "float32" else []),
         *(("--set", change) for change in (f"chunk_size={report.chunk_size}", *several, *changes)),
     ]
     typed = " ".join(f"{flag} {shlex.quote(plain(str(value)))}" for flag, value in settings)

@@ -122,7 +122,7 @@ def entry_of(report: Report) -> Entry:
         eps=harmless(threat.eps),
         radius=threat.radius,
         track=track_of(report),
-        suite=_suite(report.suite.name),
+        suite=_suite(report.suite.name) + (f" in {low}" if (low := report.search.precision) != "float32" else ""),
         clean=results.clean,
         empirical=results.empirical,
         certified=results.certified,

@@ -110,6 +110,9 @@ def rulings(report: Report) -> list[str]:
     if report.queries:
         each = " at each eps" if report.curve else ""
         said.append(f"All attacks together had {report.queries} queries per image{each}.")
+    how = [report.search.precision] * (report.search.precision != "float32") + ["compiled"] * report.search.compiled
+    if how:
+        said.append(f"Attacks searched with the model {', '.join(how)}; float32, not compiled, decided every verdict.")
     return said
 
 

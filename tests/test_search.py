@@ -1,0 +1,149 @@
+"""How attacks run the model: in low precision, compiled, and with less memory than was asked for."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_evaluation import finish, in_memory, plan_for, same_evidence
+from test_judge import THREAT, samples
+from torch import Tensor, nn
+
+from robusteval.attacks.base import AttackResult
+from robusteval.datasets.base import Split
+from robusteval.errors import RobustevalError, UsageError
+from robusteval.evaluation.config import MIN_BATCH
+from robusteval.evaluation.judge import judge
+from robusteval.evaluation.plan import judge_chunk
+from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.suite import Stage
+from robusteval.evaluation.validate import validate
+from robusteval.models.base import frozen
+from robusteval.report import Search
+from robusteval.rng import SampleRng
+from robusteval.threat import ThreatModel
+from robusteval.verdict import Verdict
+
+LOW = Search(precision="bfloat16")
+
+
+def test_attacks_ask_in_low_precision_and_all_else_in_float32() -> None:
+    net, x, _ = samples()
+    probe = Probe(net, 64, LOW)
+    exact = probe(x)
+    with probe.searching():
+        low = probe(x)
+    assert low.dtype is torch.float32
+    assert torch.equal(low, low.bfloat16().float())
+    assert not torch.equal(low, exact)
+    assert torch.equal(probe(x), exact)
+
+
+class Rounded(nn.Module):
+    """The first class wins by a hair for every input; in bfloat16 that hair is lost, and the second class wins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.lin.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = self.lin(torch.ones_like(x.flatten(1)[:, :1]))
+        hair = self.lin(torch.full_like(ones, 1.001)).float()
+        return torch.cat([hair, ones.float() + 5e-4], 1)
+
+
+class Counting:
+    """Returns its inputs, and remembers how many it was given each time and in which precision."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float]] = []
+
+    def supports(self, threat: ThreatModel) -> bool:
+        return True
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
+        with torch.no_grad():
+            self.seen.append((len(x), float(model(x)[0, 0])))
+        return AttackResult(x)
+
+
+def test_what_only_low_precision_breaks_is_attacked_again_in_float32_and_not_called_broken() -> None:
+    attack, x, y = Counting(), torch.rand(20, 1, 2, 2), torch.zeros(20, dtype=torch.long)
+    rng = SampleRng(0, tuple(range(20)), 0)
+    done = judge(Probe(Rounded(), 64, LOW), x, y, torch.arange(20), THREAT, [Stage("a", "attack", attack)], rng)
+    assert attack.seen == [(20, 1.0), (20, pytest.approx(1.001))]
+    assert {row.verdict for row in done.rows} == {Verdict.UNKNOWN}
+    exact = Counting()
+    judge(Probe(Rounded(), 64), x, y, torch.arange(20), THREAT, [Stage("a", "attack", exact)], rng)
+    assert len(exact.seen) == 1
+
+
+@pytest.mark.parametrize("count", [1, 17, 60])
+def test_company_changes_no_bit_in_low_precision(digits_net: nn.Module, digits: Split, count: int) -> None:
+    """As in float32, of which verdicts at any batch size depend."""
+    x = digits.images(slice(0, 120)).requires_grad_()
+
+    def answers(batch_size: int, images: Tensor) -> tuple[Tensor, Tensor]:
+        with frozen(digits_net) as net, Probe(net, batch_size, LOW).searching() as probe:
+            logits = probe(images)
+            return logits.detach(), torch.autograd.grad(logits.square().sum(), images)[0]
+
+    torch.set_num_threads(1)
+    whole, alone = answers(120, x), answers(64, x[:count].detach().requires_grad_())
+    assert all(torch.equal(few, many[:count]) for few, many in zip(alone, whole, strict=True))
+
+
+def test_a_run_in_low_precision_says_so_and_has_witnesses_of_float32(model_folder: Path, tmp_path: Path) -> None:
+    report = finish(plan_for(model_folder, precision="bfloat16"), tmp_path / "run")
+    assert validate(tmp_path / "run") == []
+    assert report.search == LOW
+    assert report.baselines.reason
+    assert 0 < report.results.empirical.count < report.results.clean.count
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with a C++ compiler")
+@pytest.mark.slow
+def test_a_compiled_run_has_the_same_verdicts(model_folder: Path, tmp_path: Path) -> None:
+    eager = finish(plan_for(model_folder), tmp_path / "eager")
+    compiled = finish(plan_for(model_folder, compiled=True), tmp_path / "compiled")
+    assert compiled.search == Search(compiled=True)
+    assert validate(tmp_path / "compiled") == []
+    assert abs(compiled.results.empirical.count - eager.results.empirical.count) <= 1
+
+
+def test_an_unknown_precision_is_refused(model_folder: Path) -> None:
+    with pytest.raises((UsageError, ValueError), match="precision"):
+        plan_for(model_folder, precision="float16")
+
+
+class Cramped(nn.Module):
+    """A net on a device that holds only so many images at once."""
+
+    def __init__(self, net: nn.Module, room: int) -> None:
+        super().__init__()
+        self.net, self.room = net, room
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        logits: Tensor = self.net(x)
+        return logits
+
+
+def test_too_large_a_batch_is_halved_and_changes_no_byte(digits_net: nn.Module, tmp_path: Path) -> None:
+    finish(in_memory(digits_net, limit=120, chunk_size=100), tmp_path / "roomy")
+    plan = in_memory(Cramped(digits_net, 64), limit=120, chunk_size=100)
+    assert plan.batch_size == 100
+    report = finish(plan, tmp_path / "cramped")
+    assert (report.batch_size, plan.halvings.count) == (50, 1)
+    assert same_evidence(tmp_path / "roomy", tmp_path / "cramped")
+
+
+def test_a_device_too_small_for_the_smallest_batch_ends_the_run(digits_net: nn.Module, tmp_path: Path) -> None:
+    plan = in_memory(Cramped(digits_net, MIN_BATCH - 1), limit=100, chunk_size=100)
+    with pytest.raises(RobustevalError, match=r"out of memory; try a smaller --batch-size"):
+        judge_chunk(plan, 0, tmp_path)
+    assert plan.batch_size == MIN_BATCH
