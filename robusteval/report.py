@@ -90,7 +90,7 @@ class StageSpec(Record):
 
     A ``minimal`` attack looks for the nearest adversarial input, once for every eps; a certifier that ``refutes`` may
     end in an adversarial input. With ``near`` an attack is given only the samples that
-    `evaluation.nearness` selects.
+    `robusteval.attacks._nearness` selects.
     """
 
     name: str

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_judge import THREAT, Linear, samples
 from torch import Tensor, nn
 
+from robusteval.attacks._nearness import STUCK, is_near
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.halving import Halving, leading
 from robusteval.errors import UsageError
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.nearness import STUCK, is_near
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage, load_suite, suite_digest
 from robusteval.models.base import Classifier

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,5 +62,17 @@ def _divisor(spread: Tensor) -> Tensor:
     return spread.clamp_min(torch.finfo(spread.dtype).tiny)
 
 
+def targeted(name: str, targets: int, classes: int) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], list[str]]:
+    """Return the loss called ``name`` towards a class, and what has to change for a model of ``classes`` classes."""
+    adaptations = []
+    if name == "dlr" and classes < 4:
+        name = "margin"
+        adaptations.append(f"margin as loss, as targeted DLR is undefined for {classes} classes")
+    if targets > classes - 1:
+        adaptations.append(f"{classes - 1} targets instead of {targets}")
+    return TARGETED[name], adaptations
+
+
+TARGETED = {"dlr": targeted_dlr_loss, "margin": targeted_margin_loss}
 LOSSES = {"ce": log_odds, "margin": margin_loss}
 """What an untargeted attack called with ``loss`` ascends; the log-odds for "ce", whose directions are the same."""

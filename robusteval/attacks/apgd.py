@@ -18,7 +18,6 @@ from robusteval.rng import SampleRng
 from robusteval.threat import Norm, ThreatModel
 
 UNTARGETED = {"ce": _losses.log_odds, "dlr": _losses.dlr_loss, "margin": _losses.margin_loss}
-TARGETED = {"dlr": _losses.targeted_dlr_loss, "margin": _losses.targeted_margin_loss}
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class APGD:
             raise ValueError("APGD needs steps >= 1, restarts >= 1 and targets >= 0")
         if not 0 <= self.rho <= 1 or not 0 < self.momentum <= 1:
             raise ValueError("APGD needs rho in [0, 1] and momentum in (0, 1]")
-        if self.targets and self.loss not in TARGETED:
+        if self.targets and self.loss not in _losses.TARGETED:
             raise ValueError(f"APGD with targets needs loss 'dlr' or 'margin', not '{self.loss}'")
 
     def supports(self, threat: ThreatModel) -> bool:
@@ -85,14 +84,12 @@ class APGD:
 
     def _loss_for(self, classes: int) -> tuple[Loss, list[str]]:
         """Return the loss, and what had to change for a model of ``classes`` classes."""
-        loss, adaptations = self.loss, []
-        if loss == "dlr" and classes < (4 if self.targets else 3):
-            loss, name = "margin", "targeted DLR" if self.targets else "DLR"
-            adaptations.append(f"margin as loss, as {name} is undefined for {classes} classes")
-        if self.targets > classes - 1:
-            adaptations.append(f"{classes - 1} targets instead of {self.targets}")
         if self.targets:
-            return TARGETED[loss], adaptations
+            return _losses.targeted(self.loss, self.targets, classes)
+        loss, adaptations = self.loss, []
+        if loss == "dlr" and classes < 3:
+            loss = "margin"
+            adaptations.append(f"margin as loss, as DLR is undefined for {classes} classes")
         untargeted = UNTARGETED[loss]
         return lambda logits, y, _: untargeted(logits, y), adaptations
 

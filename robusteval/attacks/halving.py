@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._apgd_steps import AnyClimb, begin, checkpoints, join
+from robusteval.attacks._apgd_steps import AnyClimb, Loss, begin, checkpoints, join
 from robusteval.attacks._finds import Finds
-from robusteval.attacks._losses import targeted_margin_loss
+from robusteval.attacks._losses import targeted
+from robusteval.attacks._nearness import is_near
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
 from robusteval.threat import Norm, ThreatModel
@@ -22,24 +23,28 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Halving:
-    """Auto-PGD on the margin towards many classes at once, of which the least promising are given up on the way.
+    """Auto-PGD towards many classes at once, of which the least promising are given up on the way.
 
     Each input starts one climb towards each of its ``targets`` most likely wrong classes, all from one random point.
-    After the steps that ``keep`` names, only so many of an input's climbs go on: those whose margin is largest
+    After the steps that ``keep`` names, only so many of an input's climbs go on: those whose loss is largest
     (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943, over the targets of APGD-T, Croce & Hein 2020,
     arXiv 2003.01690). A climb's own steps are those of Auto-PGD with ``steps`` in all. An input leaves, with all its
-    climbs, as soon as one has it misclassified within ``threat``.
+    climbs, as soon as one has it misclassified within ``threat``. With ``reach`` it also leaves, after the last of
+    ``keep``, if what is left of its margin is more than ``reach`` times what it lost so far.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {},
         {"steps": 30, "targets": 4, "keep": [[5, 2], [10, 1]]},
-        {"steps": 20, "targets": 2, "keep": []},
+        {"steps": 20, "targets": 2, "keep": [], "loss": "dlr"},
+        {"steps": 20, "targets": 3, "keep": [[5, 1]], "reach": 0.5},
     )
 
     steps: int = 100
     targets: int = 9
     keep: tuple[tuple[int, int], ...] = ((10, 3), (30, 1))
+    reach: float | None = None
+    loss: Literal["margin", "dlr"] = "margin"
     rho: float = 0.75
     momentum: float = 0.75
 
@@ -64,23 +69,28 @@ class Halving:
             logits = model(x)
         finds = Finds(x, logits.argmax(1) != y)
         count = min(self.targets, logits.shape[1] - 1)
-        fewer = (f"{count} targets instead of {self.targets}",) if count < self.targets else ()
+        loss, adaptations = targeted(self.loss, self.targets, logits.shape[1])
         rows = finds.left()
         if len(rows):
-            begun = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
-            climb = replace(begun, rows=rows.repeat_interleave(count))
+            climb = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
+            climb = replace(climb, rows=rows[climb.rows])
             for first, last, kept in self._rounds():
                 parts = climb.parts(count, ROWS)
-                climb = join([self._climbed(model, part, threat, finds, range(first, last)) for part in parts])
+                climb = join([self._climbed(model, loss, part, threat, finds, range(first, last)) for part in parts])
                 climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
+                if self.reach is not None and self.keep and last == self.keep[-1][0]:
+                    finds.offer(climb.rows, climb.best, climb.best_value)
+                    clean = -loss(logits[climb.rows].double(), climb.y, climb.target)
+                    near = is_near(clean, -climb.best_value, self.reach)
+                    climb = climb.keep(torch.isin(climb.rows, climb.rows[near]))
             finds.offer(climb.rows, climb.best, climb.best_value)
-        return AttackResult(threat.hold(x, finds.points), fewer)
+        return AttackResult(threat.hold(x, finds.points), tuple(adaptations))
 
     def _begin(self, logits: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, count: int) -> AnyClimb:
         """Return ``count`` climbs for each input, next to each other."""
         wrong = logits.scatter(1, y[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
         places = torch.arange(len(x), device=x.device).repeat_interleave(count)
-        point = rng.draw(threat.sample, x, "halving")
+        point = rng.draw(threat.sample, x, "halving", self.loss)
         target = wrong[:, :count].flatten()
         return begin(threat, places, x[places], y[places], target, point[places], fresh=True)
 
@@ -91,11 +101,13 @@ class Halving:
             yield first, place, count
             first = place
 
-    def _climbed(self, model: nn.Module, climb: AnyClimb, threat: ThreatModel, finds: Finds, steps: range) -> AnyClimb:
+    def _climbed(
+        self, model: nn.Module, loss: Loss, climb: AnyClimb, threat: ThreatModel, finds: Finds, steps: range
+    ) -> AnyClimb:
         """Return the climbs of the inputs left."""
         looks = [0, *checkpoints(threat.norm, self.steps)]
         for step in steps:
-            wrong = climb.look(model, targeted_margin_loss, slope=step < self.steps)
+            wrong = climb.look(model, loss, slope=step < self.steps)
             if wrong.any():
                 broken, point, value = climb.rows[wrong], climb.point[wrong], climb.value[wrong]
                 best = leading(broken, value, 1)

@@ -30,12 +30,15 @@ class Square:
     covers a share of the image that is ``p_init`` at first and halved on a schedule, made for 10000 queries or, with
     ``rescale``, stretched to ``queries``. No gradient is taken: it works where gradients are masked or absent.
 
-    Each query is one forward pass of the samples not yet broken, and a sample's windows are its own.
+    Each query is one forward pass of the samples not yet broken, and a sample's windows are its own. With ``at_once``
+    above 1 so many queries start from the same point and the best is kept: a little is lost early, when most are, but
+    few samples fill a device's batch.
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
         {},
         {"queries": 1250, "loss": "ce", "restarts": 2, "rescale": False, "p_init": 0.4},
+        {"queries": 1250, "at_once": 4},
     )
 
     gradient_free: ClassVar[bool] = True
@@ -45,10 +48,13 @@ class Square:
     loss: Literal["margin", "ce"] = "margin"
     rescale: bool = True
     restarts: int = 1
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         if self.queries < 1 or self.restarts < 1 or not 0 < self.p_init <= 1:
             raise ValueError("Square needs queries >= 1, restarts >= 1 and p_init in (0, 1]")
+        if self.at_once < 1 or BLOCK % self.at_once:
+            raise ValueError(f"Square needs at_once that divides {BLOCK}")
 
     def supports(self, threat: ThreatModel) -> bool:
         """Linf, L2 and L1."""
@@ -68,19 +74,25 @@ class Square:
     ) -> None:
         """Query the model ``queries`` times about the samples that are left, and note in ``finds`` what is found."""
         rows = finds.left()
-        point = rng.take(rows).draw(starts(threat), x[rows], "square", restart)
-        best, value = point, torch.full_like(rows, -torch.inf, dtype=torch.float64)
+        best = point = rng.take(rows).draw(starts(threat), x[rows], "square", restart)
+        value = torch.full_like(rows, -torch.inf, dtype=torch.float64)
         numbers = self._numbers(x[rows], rng.take(rows), restart, 0)
-        for query in range(self.queries):
+        for query in range(0, self.queries, self.at_once):  # the first is about the start alone
             if query and query % BLOCK == 0:
                 numbers = self._numbers(x[rows], rng.take(rows), restart, query // BLOCK)
+            several = self.at_once if query else 1
             if query:
                 part = share(self.p_init, query, self.queries if self.rescale else 10000)
                 size = sides(threat.norm, part, (x.shape[2], x.shape[3]))
-                point = propose(threat, x[rows], best, numbers[:, query % BLOCK], size)
-            logits = model(point)
-            seen = LOSSES[self.loss](logits.double(), y[rows])
-            better, wrong = seen > value, logits.argmax(1) != y[rows]
+                drawn = numbers[:, query % BLOCK :][:, :several].flatten(0, 1)
+                clean, around = (kept.repeat_interleave(several, 0) for kept in (x[rows], best))
+                point = propose(threat, clean, around, drawn, size)
+            logits, label = model(point), y[rows].repeat_interleave(several)
+            losses = LOSSES[self.loss](logits.double(), label)
+            seen, first = losses.nan_to_num(-torch.inf, torch.inf, -torch.inf).view(-1, several).max(1)
+            chosen = first + several * torch.arange(len(rows), device=x.device)
+            point, wrong = point[chosen], logits[chosen].argmax(1) != y[rows]
+            better = seen > value
             best, value = torch.where(better[:, None, None, None], point, best), torch.where(better, seen, value)
             if wrong.any():
                 finds.breaks(rows[wrong], point[wrong])

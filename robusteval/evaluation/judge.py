@@ -14,11 +14,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from robusteval.attacks._nearness import is_near
 from robusteval.attacks.base import Attack, AttackResult
 from robusteval.certifiers.base import Certifier, SamplingCertifier
 from robusteval.errors import RobustevalError, SoundnessContradiction
 from robusteval.evaluation.decide import Decision, decide
-from robusteval.evaluation.nearness import is_near
 from robusteval.evaluation.polls import poll
 from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.queries import rationed
@@ -115,7 +115,10 @@ class _Chunk:
     def near(self, level: _Level, near: float | None, *verdicts: Verdict) -> set[int]:
         """Return the rows with one of ``verdicts`` that a stage with ``near`` is given; one without is given all."""
         rows = [row for row in range(len(self.x)) if level.has(row, *verdicts)]
-        return {row for row in rows if near is None or is_near(self.margins[row], level.least[row], near)}
+        if near is None:
+            return set(rows)
+        clean, least = (torch.tensor([margins[row] for row in rows]) for margins in (self.margins, level.least))
+        return {row for row, one in zip(rows, is_near(clean, least, near).tolist(), strict=True) if one}
 
     def saw(self, row: int, margin: float, distance: float) -> None:
         """Remember the margin of a candidate at every eps that reaches as far."""
