@@ -438,7 +438,48 @@ class Manifest(Record):
     files: tuple[FileFact, ...]
 
 
-SCHEMAS: Mapping[str, type[Record]] = {"report": Report, "sample": SampleRow, "manifest": Manifest}
+class SuiteCost(Record):
+    """A suite's robust samples of a calibration, and what it took on all of them: passes, and seconds of one worker."""
+
+    name: str
+    sha256: str = Sha256
+    robust: int = Field(ge=0)
+    forward: int = Field(ge=0)
+    backward: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+
+class Calibration(Record):
+    """`calibration.json`: by how much the robust accuracy of a report's suite differs from that of another suite.
+
+    Both were run on the same random ``samples`` of the report with SHA-256 ``report_sha256``. ``difference`` is the
+    robust accuracy of ``suite`` minus that of ``against``, as a fraction; ``low`` and ``high`` are the ends of its 95 %
+    interval over draws of samples (Tango 1998, Statistics in Medicine 17(8)).
+    """
+
+    schema_version: Literal["1.0"] = "1.0"
+    kind: Literal["robusteval-calibration"] = "robusteval-calibration"
+    created: str
+    report_sha256: str = Sha256
+    seed: int
+    samples: tuple[int, ...]
+    clean: int = Field(ge=0)
+    suite: SuiteCost
+    against: SuiteCost
+    only_suite_breaks: tuple[int, ...]
+    only_against_breaks: tuple[int, ...]
+    difference: float = Field(ge=-1, le=1)
+    low: float = Field(ge=-1, le=1)
+    high: float = Field(ge=-1, le=1)
+    environment: Environment
+
+
+SCHEMAS: Mapping[str, type[Record]] = {
+    "report": Report,
+    "sample": SampleRow,
+    "manifest": Manifest,
+    "calibration": Calibration,
+}
 
 
 def json_schema(name: str) -> dict[str, Any]:

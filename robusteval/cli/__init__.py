@@ -19,6 +19,7 @@ COMMANDS = {
     "render": "Write the HTML page of an evaluation's folder again.",
     "validate": "Check a report against its schema and against itself.",
     "verify": "Replay the evidence of a report with the model and the data; --attack N audits it.",
+    "calibrate": "Compare a run's suite with another, say `standard`, on a random part of its samples.",
     "export": "Write a report in the form of RobustBench, the Hugging Face Hub, or CSV.",
     "submit": "Send a report to a leaderboard or to the Hugging Face Hub, or show what would be sent.",
     "leaderboard": "Run a leaderboard for reports, or write one as static files.",

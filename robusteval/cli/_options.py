@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from robusteval.evaluation.verify import Source
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -39,3 +42,27 @@ run_options = stack(
     click.option("--out", type=click.Path(path_type=Path), help="Run folder.  [default: a new one under runs/]"),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON record on stdout."),
 )
+source_options = stack(
+    click.option("--model", help="Where the model is.  [default: the file or folder that the run names]"),
+    click.option("--architecture", help="Architecture of a weights file, e.g. small_cnn."),
+    click.option("--dataset", help="Where the samples are, if under another name.  [default: as the report says]"),
+    click.option("--data-dir", help="Folder (or archive) where the dataset's files lie."),
+    click.option("--batch-size", type=int, help="How many images the device holds at once.  [default: by the device]"),
+    click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:1."),
+)
+
+
+def source_of(
+    model: str | None,
+    architecture: str | None,
+    dataset: str | None,
+    data_dir: str | None,
+    batch_size: int | None,
+    device: str,
+) -> Source:
+    """Return what `source_options` say."""
+    from robusteval.evaluation.verify import Source
+    from robusteval.settings import PluginSpec
+
+    spec = PluginSpec(name=architecture) if architecture else None
+    return Source(model, spec, dataset, data_dir, device, batch_size)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robusteval.cli import _console
+from robusteval.cli._options import source_of, source_options
 from robusteval.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
@@ -21,12 +22,7 @@ SHOWN = 20
 
 @click.command("verify")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--model", help="Where the model is.  [default: the file or folder that the run names]")
-@click.option("--architecture", help="Architecture of a weights file, e.g. small_cnn.")
-@click.option("--dataset", help="Where the samples are, if under another name.  [default: as the report says]")
-@click.option("--data-dir", help="Folder (or archive) where the dataset's files lie.")
-@click.option("--batch-size", type=int, help="How many images the device holds at once.  [default: by the device]")
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda or cuda:1.")
+@source_options
 @click.option("--attack", "count", type=int, metavar="N", help="Attack N random samples that are called robust.")
 @click.option("--suite", help="Whose attacks do that.  [default: those of the report's suite]")
 @click.option(
@@ -36,18 +32,7 @@ SHOWN = 20
 @click.option("--seed", type=int, help="Seed of the attack.  [default: one that nobody could foresee]")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON record on stdout.")
 def command(
-    path: Path,
-    model: str | None,
-    architecture: str | None,
-    dataset: str | None,
-    data_dir: str | None,
-    batch_size: int | None,
-    device: str,
-    count: int | None,
-    suite: str | None,
-    tolerance: float,
-    seed: int | None,
-    as_json: bool,
+    path: Path, count: int | None, suite: str | None, tolerance: float, seed: int | None, as_json: bool, **where: Any
 ) -> None:
     """Check the evidence in folder PATH with the model and the data: predictions, witnesses, proofs, votes, arithmetic.
 
@@ -56,15 +41,13 @@ def command(
     code is run only if --model names it. Exit code 3 if anything is wrong.
     """
     from robusteval.evaluation.validate import read_report
-    from robusteval.evaluation.verify import Source, verify
+    from robusteval.evaluation.verify import verify
     from robusteval.render.faithful import unfaithful
-    from robusteval.settings import PluginSpec
 
     if count is not None and count < 1:
         raise UsageError(f"--attack {count} attacks no sample; give at least 1.")
     folder = path.parent if path.name == "report.json" else path
-    spec = PluginSpec(name=architecture) if architecture else None
-    source = Source(model, spec, dataset, data_dir, device, batch_size)
+    source = source_of(**where)
     with _console.err.status("verifying"):
         found = verify(folder, source)
         if not found.problems:

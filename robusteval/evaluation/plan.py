@@ -137,10 +137,18 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
 
 def _judged(plan: Plan, index: int, told: Callable[[str], None]) -> Judgement:
     size = plan.config.chunk_size
-    rows = slice(index * size, (index + 1) * size)
-    x = plan.split.images(rows).to(plan.device)
-    ids, y = plan.split.ids[rows], plan.split.labels[rows].to(plan.device)
-    rng = SampleRng(plan.config.seed, tuple(ids.tolist()), derive_seed(plan.config.seed, "chunk", index))
+    rows = torch.arange(index * size, min((index + 1) * size, len(plan.split)))
+    ids = tuple(plan.split.ids[rows].tolist())
+    return judge_samples(
+        plan, rows, SampleRng(plan.config.seed, ids, derive_seed(plan.config.seed, "chunk", index)), told
+    )
+
+
+def judge_samples(
+    plan: Plan, rows: Tensor, rng: SampleRng, told: Callable[[str], None] = lambda stage: None
+) -> Judgement:
+    """Judge the samples at the places ``rows`` (n,) of the split on one CPU thread."""
+    x, y, ids = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device), plan.split.ids[rows]
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
         ruling = suite.repeat or suite.smoothing

@@ -91,6 +91,7 @@ def subject(folder: Path, source: Source) -> Plan:
         "curve": several or False,
         "limit": report.data.evaluated,
         "seed": report.seed,
+        **report.search.model_dump(),
         "chunk_size": report.chunk_size,
         "batch_size": source.batch_size,
         "device": source.device,
@@ -172,6 +173,7 @@ def _other_settings(folder: Path, report: Report) -> Iterator[str]:
     stated: Mapping[str, object] = read_json(folder / CONFIG)
     expected = {
         "seed": report.seed,
+        **report.search.model_dump(),
         "chunk_size": report.chunk_size,
         "norm": report.threat.norm,
         "eps": report.threat.eps,

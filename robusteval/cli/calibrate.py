@@ -1,0 +1,77 @@
+"""`calibrate`: how far a run's suite is from another suite, on a random part of its samples."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robusteval.cli import _console
+from robusteval.cli._options import source_of, source_options
+from robusteval.errors import RobustevalError, UsageError
+
+if TYPE_CHECKING:
+    from robusteval.report import Calibration
+
+SHOWN = 20
+
+
+@click.command("calibrate")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--samples", "count", type=int, default=200, show_default=True, help="How many random samples.")
+@click.option("--against", default="standard", show_default=True, help="The suite to compare with: a name or a file.")
+@source_options
+@click.option("--seed", type=int, help="Seed that chooses the samples.  [default: one that nobody could foresee]")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON record on stdout.")
+def command(path: Path, count: int, against: str, seed: int | None, as_json: bool, **where: Any) -> None:
+    """Run the suite of the report in folder PATH and suite `standard` on the same random samples.
+
+    Says how often their verdicts differ, with a confidence interval, and what each took, side by side in one process.
+    The result becomes part of the report's folder, as calibration.json.
+    """
+    from robusteval.comparison.calibrate import CALIBRATION, calibrate
+    from robusteval.evaluation.validate import reseal, validate
+    from robusteval.evaluation.verify import subject
+    from robusteval.runs import write_json
+
+    if count < 1:
+        raise UsageError(f"--samples {count} compares nothing; give at least 1.")
+    folder = path.parent if path.name == "report.json" else path
+    problems = validate(folder)
+    if problems:
+        raise RobustevalError(f"the report in '{folder}' is not valid: {problems[0]}.")
+    with _console.err.status("loading"):
+        plan = subject(folder, source_of(**where))
+    with _console.progress() as bar:
+        task = bar.add_task("calibrating", total=2 * min(count, len(plan.split)), status="")
+
+        def told(done: int, name: str) -> None:
+            bar.update(task, advance=done, status=name)
+
+        found = calibrate(plan, folder, against, count, secrets.randbits(31) if seed is None else seed, told)
+    write_json(folder / CALIBRATION, found.model_dump(mode="json"))
+    reseal(folder, CALIBRATION)
+    _show(found, folder, as_json)
+
+
+def _show(found: Calibration, folder: Path, as_json: bool) -> None:
+    if as_json:
+        click.echo(found.model_dump_json())
+        return
+    suite, against, total = found.suite, found.against, len(found.samples)
+    click.echo(f"{total} random samples, {found.clean} classified correctly, seed {found.seed}")
+    for side in (suite, against):
+        passes = f"{side.forward / total:.0f} forward and {side.backward / total:.0f} backward passes per sample"
+        click.echo(f"{side.name}: {side.robust} robust, {passes}, {side.seconds:.1f} s")
+    click.echo(
+        f"difference of robust accuracy: {100 * found.difference:+.2f} points, "
+        f"95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    )
+    for name, ids in ((suite.name, found.only_suite_breaks), (against.name, found.only_against_breaks)):
+        more = ", ..." if len(ids) > SHOWN else ""
+        click.echo(f"broken by {name} alone: {', '.join(map(str, ids[:SHOWN])) or 'none'}{more}")
+    if suite.seconds:
+        click.echo(f"{against.name} took {against.seconds / suite.seconds:.1f} times as long")
+    click.echo(f"report: {folder}")

@@ -1,0 +1,122 @@
+"""Two suites on the same random samples: where they disagree, and what each takes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from robusteval.comparison.mcnemar import mcnemar
+from robusteval.errors import UsageError
+from robusteval.evaluation.assemble import REPORT
+from robusteval.evaluation.plan import Plan, judge_samples
+from robusteval.evaluation.suite import load_suite
+from robusteval.provenance import environment
+from robusteval.report import Calibration, SuiteCost
+from robusteval.rng import SampleRng, derive_seed
+from robusteval.runs import file_digest
+from robusteval.verdict import Verdict
+
+CALIBRATION = "calibration.json"
+ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
+
+Told = Callable[[int, str], None]
+"""Hears how many samples a suite has done, and its name."""
+
+
+@dataclass
+class Side:
+    """What one suite said so far: verdicts by sample, and what it took. ``seconds`` has an entry per part."""
+
+    plan: Plan
+    verdicts: dict[int, Verdict]
+    seconds: list[float]
+    forward: int = 0
+    backward: int = 0
+
+    @property
+    def robust(self) -> set[int]:
+        """The samples that it did not break."""
+        return {sample for sample, verdict in self.verdicts.items() if verdict in ROBUST}
+
+    def judge(self, places: Sequence[int], part: int) -> None:
+        """Judge the samples at ``places`` of the split."""
+        began, seed, ids = time.perf_counter(), self.plan.config.seed, self.plan.split.ids[list(places)]
+        rng = SampleRng(seed, tuple(ids.tolist()), derive_seed(seed, "calibrate", part))
+        done = judge_samples(self.plan, torch.tensor(places), rng)
+        self.seconds.append(time.perf_counter() - began)
+        self.verdicts |= {row.id: row.verdict for row in done.rows}
+        self.forward += sum(stage.forward for stage in done.stages)
+        self.backward += sum(stage.backward for stage in done.stages)
+
+    def cost(self) -> SuiteCost:
+        """Return what goes into the record."""
+        return SuiteCost(
+            name=self.plan.suite.name,
+            sha256=self.plan.suite.sha256,
+            robust=len(self.robust),
+            forward=self.forward,
+            backward=self.backward,
+            seconds=sum(self.seconds),
+        )
+
+
+def side_by_side(
+    plan: Plan, other: Plan, places: Sequence[int], size: int, told: Told = lambda done, name: None
+) -> tuple[Side, Side]:
+    """Judge the samples at ``places`` with both plans, ``size`` at a time, in one process and in turns.
+
+    Which of the two begins alternates, so that neither has the warmer machine.
+    """
+    sides = (Side(plan, {}, []), Side(other, {}, []))
+    for part, first in enumerate(range(0, len(places), size)):
+        some = places[first : first + size]
+        for side in sides if part % 2 == 0 else sides[::-1]:
+            side.judge(some, part)
+            told(len(some), side.plan.suite.name)
+    return sides
+
+
+def reference(plan: Plan, name: str) -> Plan:
+    """Return ``plan`` with the suite called ``name``, at the report's own eps and as that suite runs by itself.
+
+    Raises `UsageError` where it would not be about the same question.
+    """
+    suite = load_suite(name, plan.threat)
+    if (suite.smoothing, suite.repeat) != (plan.suite.smoothing, plan.suite.repeat):
+        raise UsageError(f"suite '{name}' decides samples in another way than '{plan.suite.name}'; name another.")
+    exact = plan.config.model_copy(update={"precision": "float32", "compiled": False, "queries": None})
+    return replace(plan, config=exact, suite=suite, budgets=(plan.threat,))
+
+
+def calibrate(plan: Plan, folder: Path, against: str, count: int, seed: int, told: Told) -> Calibration:
+    """Run the suite of the report in ``folder`` and another on ``count`` random samples of it.
+
+    ``seed`` chooses the samples. What the suites draw is the run's own, as is ``plan``.
+    """
+    other = reference(plan, against)
+    chosen = random.Random(derive_seed(seed, "calibrate")).sample(range(len(plan.split)), min(count, len(plan.split)))
+    places, size = sorted(chosen), min(plan.config.chunk_size, -(-len(chosen) // 2))
+    ours, theirs = side_by_side(replace(plan, budgets=(plan.threat,)), other, places, size, told)
+    only = sorted(theirs.robust - ours.robust), sorted(ours.robust - theirs.robust)
+    paired = mcnemar(len(only[0]), len(only[1]), len(chosen))
+    return Calibration(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        report_sha256=file_digest(folder / REPORT),
+        seed=seed,
+        samples=tuple(sorted(ours.verdicts)),
+        clean=sum(verdict is not Verdict.MISCLASSIFIED for verdict in ours.verdicts.values()),
+        suite=ours.cost(),
+        against=theirs.cost(),
+        only_suite_breaks=tuple(only[0]),
+        only_against_breaks=tuple(only[1]),
+        difference=paired.difference,
+        low=paired.low,
+        high=paired.high,
+        environment=environment(plan.device),
+    )
