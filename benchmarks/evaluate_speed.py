@@ -1,0 +1,171 @@
+"""How long suites take on one model, against AutoAttack as it comes and against other libraries' suites.
+
+    python benchmarks/evaluate_speed.py --model runs/latest --dataset fashion_mnist --data-dir DATA --eps 0.1
+
+All contestants run in one process on the same samples, in a new random order in every round, and ratios are taken
+within rounds, because machines are noisy. What is robust to each is counted, too: speed alone says nothing.
+
+    rapid, rapid bfloat16, standard, foolbox    our suites, with all that an evaluation does to each sample
+    pyautoattack                                AutoAttack standard called by itself
+    torchattacks                                torchattacks' AutoAttack, from the folder that --torchattacks names
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pyautoattack
+import torch
+from torch import Tensor
+
+from robusteval.evaluation.config import EvalConfig
+from robusteval.evaluation.plan import Plan, judge_samples, prepare
+from robusteval.evaluation.suite import load_suite
+from robusteval.models.base import frozen
+from robusteval.provenance import deterministic, environment
+from robusteval.rng import SampleRng
+from robusteval.verdict import Verdict
+
+SUITES = {"rapid": ("rapid", "float32"), "rapid bfloat16": ("rapid", "bfloat16")}
+SUITES |= {name: (name, "float32") for name in ("standard", "foolbox")}
+
+Contestant = Callable[[Tensor], int]
+"""Places of samples -> how many of them are robust."""
+
+
+def suite(plan: Plan, name: str, precision: str) -> Contestant:
+    """Return one of our suites."""
+    config = plan.config.model_copy(update={"precision": precision})
+    own = replace(plan, config=config, suite=load_suite(name, plan.threat))
+
+    def run(places: Tensor) -> int:
+        rows = judge_samples(own, places, SampleRng(0, tuple(own.split.ids[places].tolist()), 0)).rows
+        return sum(row.verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED) for row in rows)
+
+    return run
+
+
+def bare(plan: Plan) -> Contestant:
+    """Return AutoAttack standard as its package runs it."""
+    budget = {"norm": plan.threat.norm.value, "eps": plan.threat.radius, "device": str(plan.device)}
+    attack = pyautoattack.AutoAttack(plan.model.module.eval(), **budget, seed=0, version="standard", verbose=False)
+
+    def run(places: Tensor) -> int:
+        x, y = plan.split.images(places).to(plan.device), plan.split.labels[places].to(plan.device)
+        _, found = attack.run_standard_evaluation(x, y, bs=len(x))
+        return int((found == y).sum())
+
+    return run
+
+
+def torchattacks(plan: Plan) -> Contestant:
+    """Return AutoAttack standard of torchattacks, which attacks what is misclassified as well."""
+    import torchattacks as library
+
+    settings = {"norm": plan.threat.norm.value, "eps": plan.threat.radius, "n_classes": plan.split.info.num_classes}
+    attack = library.AutoAttack(plan.model.module.eval(), **settings, version="standard", seed=0)
+
+    def run(places: Tensor) -> int:
+        x, y = plan.split.images(places).to(plan.device), plan.split.labels[places].to(plan.device)
+        found = attack(x, y)
+        with torch.no_grad():
+            return int((plan.model.module(found).argmax(1) == y).sum())
+
+    return run
+
+
+def contestants(plan: Plan, folder: Path | None) -> dict[str, Contestant]:
+    """Return everyone who takes part."""
+    everyone = {name: suite(plan, *how) for name, how in SUITES.items()}
+    everyone["pyautoattack"] = bare(plan)
+    if folder:
+        sys.path.insert(0, str(folder))
+        everyone["torchattacks"] = torchattacks(plan)
+    return everyone
+
+
+def measure(plan: Plan, everyone: Mapping[str, Contestant], places: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
+    """Return seconds and robust samples, by contestant and round; each round has its own part of ``places``."""
+    found: dict[str, dict[str, Any]] = {name: {"seconds": [], "robust": []} for name in everyone}
+    order = random.Random(0)
+    with frozen(plan.model.module), deterministic(threads=1):
+        everyone["rapid"](places[:16])  # what is done once in a process is not anyone's time
+        for turn, part in enumerate(places.chunk(rounds)):
+            for name in order.sample(list(everyone), len(everyone)):
+                began = time.perf_counter()
+                robust = everyone[name](part)
+                if plan.device.type == "cuda":
+                    torch.cuda.synchronize()
+                found[name]["seconds"].append(time.perf_counter() - began)
+                found[name]["robust"].append(robust)
+                print(f"round {turn + 1}/{rounds} {name}", file=sys.stderr, flush=True)
+    return found
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Return the record as a table."""
+    found = record["found"]
+    least = np.array(found["standard"]["seconds"])
+    lines = [f"{record['setting']}.", ""]
+    lines += ["| contestant | robust | seconds | time of `standard` over its own: median, range over rounds |"]
+    lines += ["|---|---|---|---|"]
+    for name, one in found.items():
+        ratio = least / np.array(one["seconds"])
+        spread = f"{statistics.median(ratio):.2f}, {ratio.min():.2f} to {ratio.max():.2f}"
+        lines.append(f"| {name} | {sum(one['robust'])} | {sum(one['seconds']):.0f} | {spread} |")
+    return "\n".join(lines) + "\n"
+
+
+@click.command()
+@click.option("--model", required=True)
+@click.option("--architecture")
+@click.option("--dataset")
+@click.option("--data-dir")
+@click.option("--norm", default="Linf", show_default=True)
+@click.option("--eps")
+@click.option("--samples", default=200, show_default=True)
+@click.option("--rounds", default=4, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--torchattacks", "folder", type=click.Path(path_type=Path), help="Folder that has torchattacks.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path))
+@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path))
+def main(
+    samples: int,
+    rounds: int,
+    folder: Path | None,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    architecture: str | None,
+    **given: Any,
+) -> None:
+    """Time suites on one CPU thread or one accelerator; prints a Markdown table."""
+    torch.set_num_threads(1)
+    settings = {key: value for key, value in given.items() if value is not None}
+    settings |= {"architecture": {"name": architecture}} if architecture else {}
+    plan = prepare(EvalConfig.model_validate({**settings, "limit": samples, "chunk_size": -(-samples // rounds)}))
+    found = measure(plan, contestants(plan, folder), torch.arange(len(plan.split)), rounds)
+    about = f"{plan.model.name}, {plan.split.info.title}, {plan.threat.norm.value} {plan.threat.label}"
+    record = {
+        "setting": f"{about}, {len(plan.split)} images in {rounds} rounds, {plan.device}",
+        "environment": environment(plan.device).model_dump(mode="json"),
+        "found": found,
+    }
+    if json_file:
+        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if markdown_file:
+        markdown_file.write_text(markdown(record), encoding="utf-8")
+    print(markdown(record))
+
+
+if __name__ == "__main__":
+    main()
