@@ -132,11 +132,14 @@ def test_survivors_reach_the_largest_loss_there_is(threat: ThreatModel) -> None:
 
 # Company, cost.
 
-ATTACKS: tuple[Attack, ...] = (APGD(steps=20), APGD(steps=8, loss="dlr", targets=2, restarts=2), Square(queries=100))
+ATTACKS: tuple[Attack, ...] = (
+    *(APGD(steps=20), APGD(steps=8, loss="dlr", targets=2, restarts=2)),
+    *(Square(queries=100), Square(queries=200, at_once=8)),
+)
 
 
 @every_norm
-@pytest.mark.parametrize("attack", ATTACKS, ids=["apgd", "targeted", "square"])
+@pytest.mark.parametrize("attack", ATTACKS, ids=["apgd", "targeted", "square", "at once"])
 def test_outcome_and_cost_do_not_depend_on_company(attack: Attack, threat: ThreatModel) -> None:
     case = relu_net(threat.norm.value, 8)
     case.model.seen = 0
@@ -156,7 +159,9 @@ def test_outcome_and_cost_do_not_depend_on_company(attack: Attack, threat: Threa
 @every_norm
 def test_passes_are_counted_and_fall_with_the_broken(threat: ThreatModel) -> None:
     steps, queries = 40, 300
-    for attack, passes in ((APGD(steps=steps, shrink=False), steps + 2), (Square(queries=queries), queries)):
+    several = Square(queries=queries, at_once=8)  # the start, and 37 times 8 after it
+    square = ((Square(queries=queries), queries), (several, 1 + 37 * 8))
+    for attack, passes in ((APGD(steps=steps, shrink=False), steps + 2), *square):
         robust, weak = linear(threat, 3, (1.5,) * 4), linear(threat, 3, (0.1,) * 4)
         assert not any(robust.broken(robust.run(attack).candidates))
         assert robust.model.seen == 4 * passes + 4

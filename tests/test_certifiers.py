@@ -25,6 +25,7 @@ from robusteval.bounds.graph import trace
 from robusteval.bounds.margins import Problem
 from robusteval.certifiers._margins import judged
 from robusteval.certifiers.base import Certifier
+from robusteval.certifiers.crown import Crown
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.consistency import _able, _check_levels
@@ -457,3 +458,44 @@ def test_attacks_on_proved_samples_find_nothing(model_folder: Path, tmp_path: Pa
     tried, searched = report.stages[len(NAMES)], report.stages[: len(NAMES)]
     left = report.results.clean.count - sum(stage.broken for stage in searched)
     assert (tried.name, tried.entered) == ("apgd", left), "certificates spare no sample the attack in this suite"
+
+
+def rough(count: int = 24) -> tuple[nn.Module, Tensor, Tensor]:
+    """A net of three hidden layers, inputs and the classes it gives them."""
+    torch.manual_seed(1)
+    layers = [nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()]
+    net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(40, 4)).eval().requires_grad_(False)
+    x = torch.rand(count, 1, 5, 6)
+    return net, x, net(x).argmax(1)
+
+
+def test_crown_goes_through_its_shares_until_one_is_enough() -> None:
+    """Fewer passes prove less, and what they prove is what all of them prove; what is left over is tried again."""
+    net, x, y = rough()
+    threat = ThreatModel.parse("Linf", "0.05")
+    few, full, both = (
+        [one.proved for one in certified(Crown(shares=shares), net, x, y, threat)]
+        for shares in ((0.1,), (1.0,), (0.1, 1.0))
+    )
+    assert both == full
+    assert 0 < sum(few) < sum(full)
+    assert not any(a and not b for a, b in zip(few, full, strict=True))
+
+
+def test_crown_gives_up_where_it_is_told_to_and_only_there() -> None:
+    net, x, y = rough()
+    threat = ThreatModel.parse("Linf", "0.08")
+    full = certified(Crown(), net, x, y, threat)
+    proved: list[int] = []
+    for reach in (1.0, 3.0, 1e6):
+        found = certified(Crown(reach=reach), net, x, y, threat)
+        assert all(b.proved for a, b in zip(found, full, strict=True) if a.proved)
+        assert all(one.reason for one in found if not one.proved)
+        proved.append(sum(one.proved for one in found))
+    assert 0 < proved[0] < proved[1] < proved[2] == sum(one.proved for one in full)
+
+
+@pytest.mark.parametrize("params", [{"shares": ()}, {"shares": (0.5, 0.2)}, {"shares": (0.0,)}, {"reach": -1.0}])
+def test_crown_refuses_what_makes_no_sense(params: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="crown"):
+        Crown(**params)
