@@ -58,7 +58,7 @@ def cases(data: Path) -> list[Case]:
         Case("fashion_mnist_wk, Linf 0.1, suite `certified`, first 1000", {**wk, "suite": "certified", "limit": 1000}),
         Case("cifar_cnn_a_adv, CIFAR-10 (JPEG), Linf 2/255, first 200", {**cifar_cnn_a_adv(data), **few}),
         Case("resnet2b, CIFAR-10 (JPEG), Linf 2/255, first 200", {**cifar10(data), **few}, residual),
-        Case("fashion_mnist_wk, Linf 0.1, all 10 000", {**wk, "suite": STUDY}),
+        Case("fashion_mnist_wk, Linf 0.1, all 10 000", {**wk, "suite": STUDY, "chunk_size": 500}),
     ]
 
 

@@ -138,10 +138,8 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
 def _judged(plan: Plan, index: int, told: Callable[[str], None]) -> Judgement:
     size = plan.config.chunk_size
     rows = torch.arange(index * size, min((index + 1) * size, len(plan.split)))
-    ids = tuple(plan.split.ids[rows].tolist())
-    return judge_samples(
-        plan, rows, SampleRng(plan.config.seed, ids, derive_seed(plan.config.seed, "chunk", index)), told
-    )
+    ids, seed = tuple(plan.split.ids[rows].tolist()), plan.config.seed
+    return judge_samples(plan, rows, SampleRng(seed, ids, derive_seed(seed, "chunk", index)), told)
 
 
 def judge_samples(
@@ -151,12 +149,9 @@ def judge_samples(
     x, y, ids = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device), plan.split.ids[rows]
     suite = plan.suite
     with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
-        ruling = suite.repeat or suite.smoothing
-        probe, how = (
-            Probe(module, plan.batch_size, plan.config.search),
-            (suite.skip_certified, ruling, told, plan.budgets),
-        )
-        return judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how, plan.config.queries)
+        probe = Probe(module, plan.batch_size, plan.config.search)
+        how = (suite.skip_certified, suite.repeat or suite.smoothing, told, plan.budgets, plan.config.queries)
+        return judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how)
 
 
 def preflight(plan: Plan) -> list[Finding]:
