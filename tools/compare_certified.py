@@ -36,7 +36,7 @@ from robusteval.threat import ThreatModel
 STUDY = str(ROOT / "tools" / "certified_study.toml")
 EPS = ThreatModel.parse("Linf", "0.1")
 PIECE = 32
-ANCHOR = ("ball cut to [0, 1]", "certified", "%", "published %", "|margin| < 1e-5", "seconds")
+ANCHOR = ("ball cut to [0, 1]", "certified", "%", "published %", "within 1e-5 of the boundary", "seconds")
 STAGES = ("stage", "samples", "broken", "proved", "certified so far", "robust so far", "seconds")
 
 
