@@ -374,3 +374,32 @@ def test_breaks_as_many_as_pyautoattack(norm: str, eps: str, component: Any, par
         counts.append(int((model(found).argmax(1) != y).sum()))
     assert 8 < counts[1] < 56, "the case must be interesting"
     assert abs(counts[0] - counts[1]) <= 2
+
+
+class Crowded(nn.Module):
+    """Many classes; the log-odds of a query may be larger than those of one that is misclassified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("w", torch.randn(40, 48, generator=torch.Generator().manual_seed(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * (x.flatten(1) - 0.5) @ self.w.T
+
+
+def test_no_break_among_queries_at_once_is_passed_over() -> None:
+    net, x = Crowded(), 0.3 + 0.4 * torch.rand(120, 3, 4, 4, generator=torch.Generator().manual_seed(4))
+    y, seen = net(x).argmax(1), torch.zeros(120, dtype=torch.bool)
+
+    class Watched(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = net(images)
+            seen[row] |= bool((logits.argmax(1) != y[row]).any())
+            return logits
+
+    threat = ThreatModel.parse("Linf", "0.03")
+    for row in range(120):
+        rng = SampleRng(0, (row,), 0)
+        found = Square(queries=64, at_once=16, loss="ce")(Watched(), x[row : row + 1], y[row : row + 1], threat, rng)
+        assert bool(net(found.candidates).argmax(1) != y[row]) == bool(seen[row])
+    assert 0 < seen.sum() < 120

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import safetensors.torch
 from conftest import Cli
 from test_evaluation import finish, plan_for
+from torch import Tensor, nn
 
-from robusteval.comparison.calibrate import CALIBRATION, calibrate, reference, side_by_side
-from robusteval.errors import UsageError
-from robusteval.evaluation.validate import validate, validator
+from robusteval.certifiers.crown import Crown
+from robusteval.comparison.calibrate import calibrate, reference, side_by_side
+from robusteval.errors import SoundnessContradiction, UsageError
+from robusteval.evaluation.validate import CALIBRATION, reseal, validate, validator
 from robusteval.report import Calibration, Search
+from robusteval.runs import write_json
+from robusteval.verdict import Certificate
 
 WEAK = """
 title = "One step"
@@ -104,3 +110,54 @@ def test_a_damaged_report_is_refused(run: Path, tmp_path: Path, cli: Cli) -> Non
     done = cli("calibrate", str(folder))
     assert done.returncode == 1
     assert "not valid" in done.stderr
+
+
+def test_another_model_is_refused(run: Path, tmp_path: Path, cli: Cli, model_folder: Path) -> None:
+    """The report's own place now holds other weights: figures about them must not be sealed into it."""
+    folder, other = tmp_path / "run", tmp_path / "net"
+    shutil.copytree(run, folder)
+    shutil.copytree(model_folder, other)
+    weights = safetensors.torch.load_file(other / "model.safetensors")
+    safetensors.torch.save_file({key: value + 0.01 for key, value in weights.items()}, other / "model.safetensors")
+    done = cli("calibrate", str(folder), "--model", str(other), "--samples", "5", "--against", "quick")
+    assert done.returncode == 1
+    assert "not what the report" in done.stderr
+    assert not (folder / CALIBRATION).exists()
+
+
+def test_what_one_suite_proves_and_the_other_breaks_is_a_contradiction(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lie(self: Crown, model: nn.Module, x: Tensor, *rest: Any) -> list[Certificate]:
+        return [Certificate(True, "")] * len(x)
+
+    monkeypatch.setattr(Crown, "__call__", lie)
+    plan = plan_for(model_folder, suite="rapid", limit=40)
+    with pytest.raises(SoundnessContradiction, match="certified by suite 'rapid' and broken by suite 'quick'"):
+        side_by_side(plan, reference(plan, "quick"), range(40), 40)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"report_sha256": "0" * 64}, "another report"),
+        ({"difference": 0.5}, "does not follow from its counts"),
+        ({"low": -0.9}, "does not follow from its counts"),
+        ({"clean": 50}, "do not follow from its samples"),
+        ({"only_suite_breaks": [999]}, "cannot be about"),
+        ({"against": {"robust": 0}}, "only one suite breaks"),
+        ({"kind": "other"}, "kind"),
+    ],
+)
+def test_a_calibration_must_follow_from_its_counts(
+    run: Path, model_folder: Path, weak: Path, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    found = calibrate(plan_for(model_folder, suite=str(weak), limit=50), folder, str(weak), 20, 0, told)
+    record = found.model_dump(mode="json")
+    for key, value in change.items():
+        record[key] = {**record[key], **value} if isinstance(value, dict) else value
+    write_json(folder / CALIBRATION, record)
+    reseal(folder, CALIBRATION)
+    assert any(said in problem for problem in validate(folder))

@@ -499,3 +499,26 @@ def test_crown_gives_up_where_it_is_told_to_and_only_there() -> None:
 def test_crown_refuses_what_makes_no_sense(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="crown"):
         Crown(**params)
+
+
+def test_crown_is_short_of_memory_for_all_or_none() -> None:
+    net, x, y = rough()
+    few = Crown(memory=0)
+    assert not any(one.proved for one in certified(few, net, x, y, ThreatModel.parse("Linf", "0.0001")))
+    assert not any(one.proved for one in certified(few, net, x[:1], y[:1], ThreatModel.parse("Linf", "0.0001")))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_crown_proves_by_shares_is_proved_by_its_evidence(seed: int) -> None:
+    """Each proof by the share it was found with: margins of two shares put together would be no proof of either."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(30, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU()]
+    net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(40, 4)).eval().requires_grad_(False)
+    x, threat = torch.rand(1, 1, 5, 6).expand(40, 1, 5, 6), ThreatModel.parse("Linf", "0.08")
+    y, last = net(x).argmax(1), net[-1]
+    crown = Crown(shares=(0.1, 0.2, 0.4, 0.8, 1.0))
+    for shift in torch.linspace(0, 3, 7).tolist():
+        with torch.no_grad():
+            last.bias[y[0]] += shift
+        found = [one for one in certified(crown, net, x[:1], y[:1], threat) if one.proved and one.evidence]
+        assert crown.recheck(net, x[:1], y[:1], threat, [one.evidence for one in found]) == [True] * len(found)

@@ -16,8 +16,8 @@ from scipy.stats import multinomial, norm
 from test_report import example
 
 from robusteval.comparison.diff import COUNTED, Side, diff
-from robusteval.comparison.mcnemar import mcnemar
 from robusteval.errors import UsageError
+from robusteval.mcnemar import mcnemar
 from robusteval.report import CurvePoint, Report, SampleRow
 
 

@@ -81,6 +81,37 @@ def test_far_inputs_are_left_after_the_last_of_keep() -> None:
     assert probe.passes.forward == (2 * per_sample + 16) * len(x) + 16 * int(near.sum())
 
 
+class Fussy(nn.Module):
+    """A net that cannot take an empty batch, like many that reshape by the number of images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(x.size(0), -1).view_as(x))
+
+
+@pytest.mark.parametrize("reach", [1e-6, None])
+def test_no_empty_batch_is_asked_when_every_input_has_left(reach: float | None) -> None:
+    net, x, y = samples(16)
+    wide = ThreatModel.parse("Linf", "0.3" if reach is None else "0.0001")
+    attack = Halving(steps=20, targets=3, keep=((4, 2), (8, 1)), reach=reach)
+    attack(Fussy(net), x, y, wide, RNG.take(torch.arange(16)))
+
+
+def test_the_candidate_is_the_best_of_all_climbs() -> None:
+    """Also where the last of `keep` leaves several, and `reach` ends them."""
+    net, x, y = samples(64)
+    robust = net.exactly_robust(x, y)
+    x, y, rng = x[robust], y[robust], RNG.take(robust.nonzero()[:, 0])
+    several, one = (
+        Halving(steps=20, targets=3, keep=keep, reach=1e-6)(net, x, y, THREAT, rng).candidates
+        for keep in (((5, 3),), ((5, 1),))
+    )
+    assert torch.equal(several, one)
+
+
 @pytest.mark.parametrize("classes", [3, 6])
 def test_the_ratio_of_differences_is_a_loss_where_it_is_defined(classes: int) -> None:
     net, (_, x, _) = Linear(classes).eval(), samples(40)
@@ -100,7 +131,15 @@ def test_fewer_classes_than_targets_are_said(targets: int, said: tuple[str, ...]
 
 @pytest.mark.parametrize(
     "params",
-    [{"steps": 0}, {"targets": 0}, {"keep": ((10, 3), (5, 1))}, {"keep": ((10, 3), (20, 4))}, {"keep": ((100, 1),)}],
+    [
+        {"steps": 0},
+        {"targets": 0},
+        {"keep": ((10, 3), (5, 1))},
+        {"keep": ((10, 3), (20, 4))},
+        {"keep": ((100, 1),)},
+        {"reach": 0.0},
+        {"keep": (), "reach": 0.5},
+    ],
 )
 def test_plans_that_make_no_sense_are_refused(params: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="halving"):

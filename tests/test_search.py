@@ -147,3 +147,22 @@ def test_a_device_too_small_for_the_smallest_batch_ends_the_run(digits_net: nn.M
     with pytest.raises(RobustevalError, match=r"out of memory; try a smaller --batch-size"):
         judge_chunk(plan, 0, tmp_path)
     assert plan.batch_size == MIN_BATCH
+
+
+def test_a_randomised_model_is_not_judged_with_smaller_batches(digits_net: nn.Module, tmp_path: Path) -> None:
+    """How its batch is split decides what it draws: what ran before must not change that."""
+    plan = in_memory(Cramped(digits_net, 30), suite="rand", limit=100, chunk_size=100)
+    with pytest.raises(RobustevalError, match="out of memory"):
+        judge_chunk(plan, 0, tmp_path)
+    assert plan.halvings.count == 0
+
+
+@pytest.mark.parametrize("suite", ["rand", "smoothing"])
+def test_votes_are_not_for_low_precision(model_folder: Path, suite: str) -> None:
+    with pytest.raises(UsageError, match="float32"):
+        plan_for(model_folder, suite=suite, norm="L2", eps="0.5", precision="bfloat16")
+
+
+def test_a_budget_of_queries_in_low_precision_leaves_a_valid_report(model_folder: Path, tmp_path: Path) -> None:
+    finish(plan_for(model_folder, precision="bfloat16", queries=60, eps="0.001", limit=30), tmp_path / "run")
+    assert validate(tmp_path / "run") == []

@@ -107,7 +107,13 @@ def main() -> None:
     by_net, titles = [], []
     for net in nets(options.data)[:TUNED]:
         plan = net.plan(options.data, options.keep, options.samples)
-        by_net.append(cached(options.keep, f"ablation-{net.name}", lambda p=plan: measured(p)))
+        by_net.append(
+            cached(
+                options.keep,
+                f"ablation-{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}",
+                lambda p=plan: measured(p),
+            )
+        )
         titles.append(net.title)
         print(net.title, {name: len(one["robust"]) for name, one in by_net[-1].items()}, flush=True)
     nets_said = "Nets, in this order: " + "; ".join(titles) + f". The first {options.samples} images of each."

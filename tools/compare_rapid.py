@@ -24,9 +24,9 @@ from _nets import cifar10, cifar_cnn_a_adv, fashion_mnist, fashion_mnist_wk, res
 from _study import ROOT, cached, publish, table, versions
 
 from robusteval.comparison.calibrate import reference, side_by_side
-from robusteval.comparison.mcnemar import mcnemar
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, prepare
+from robusteval.mcnemar import mcnemar
 from robusteval.models.base import LoadedModel
 from robusteval.verdict import Verdict
 
@@ -139,7 +139,8 @@ def main() -> None:
             continue
         plan, parts = net.plan(options.data, options.keep, options.samples), []
         for first in range(0, len(plan.split), PART):
-            parts.append(cached(options.keep, f"{net.name}-{first}", lambda p=plan, f=first: judged(p, f)))
+            name = f"{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}-{first}"
+            parts.append(cached(options.keep, name, lambda p=plan, f=first: judged(p, f)))
             figures, note = row(net.title, parts)
             print(*figures, note, flush=True)
         rows.append(figures)

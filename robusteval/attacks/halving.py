@@ -30,7 +30,8 @@ class Halving:
     (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943, over the targets of APGD-T, Croce & Hein 2020,
     arXiv 2003.01690). A climb's own steps are those of Auto-PGD with ``steps`` in all. An input leaves, with all its
     climbs, as soon as one has it misclassified within ``threat``. With ``reach`` it also leaves, after the last of
-    ``keep``, if what is left of its margin is more than ``reach`` times what it lost so far.
+    ``keep``, if what is left of its margin is at least ``reach`` times what it lost so far, unless it hardly moved
+    (`_nearness.is_near`).
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
@@ -56,6 +57,8 @@ class Halving:
             raise ValueError(f"halving keeps fewer climbs after ascending numbers of steps below {self.steps}")
         if counts != sorted(counts, reverse=True) or min(counts) < 1:
             raise ValueError(f"halving keeps ever fewer of {self.targets} climbs, and at least 1")
+        if self.reach is not None and not (self.keep and self.reach > 0):
+            raise ValueError("halving needs reach > 0, and a place in keep after which to ask")
         if not 0 <= self.rho <= 1 or not 0 < self.momentum <= 1:
             raise ValueError("halving needs rho in [0, 1] and momentum in (0, 1]")
 
@@ -75,15 +78,17 @@ class Halving:
             climb = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
             climb = replace(climb, rows=rows[climb.rows])
             for first, last, kept in self._rounds():
+                if len(climb.rows) == 0:
+                    break
                 parts = climb.parts(count, ROWS)
                 climb = join([self._climbed(model, loss, part, threat, finds, range(first, last)) for part in parts])
                 climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
                 if self.reach is not None and self.keep and last == self.keep[-1][0]:
-                    finds.offer(climb.rows, climb.best, climb.best_value)
+                    _offer(climb, finds)
                     clean = -loss(logits[climb.rows].double(), climb.y, climb.target)
                     near = is_near(clean, -climb.best_value, self.reach)
                     climb = climb.keep(torch.isin(climb.rows, climb.rows[near]))
-            finds.offer(climb.rows, climb.best, climb.best_value)
+            _offer(climb, finds)
         return AttackResult(threat.hold(x, finds.points), tuple(adaptations))
 
     def _begin(self, logits: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, count: int) -> AnyClimb:
@@ -120,6 +125,12 @@ class Halving:
             if step < self.steps:
                 climb.move(threat, self.momentum if step else 1.0)
         return climb
+
+
+def _offer(climb: AnyClimb, finds: Finds) -> None:
+    """Offer the best climb of each input."""
+    best = climb.keep(leading(climb.rows, climb.best_value, 1))
+    finds.offer(best.rows, best.best, best.best_value)
 
 
 def leading(rows: Tensor, values: Tensor, count: int) -> Tensor:

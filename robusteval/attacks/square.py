@@ -55,6 +55,8 @@ class Square:
             raise ValueError("Square needs queries >= 1, restarts >= 1 and p_init in (0, 1]")
         if self.at_once < 1 or BLOCK % self.at_once:
             raise ValueError(f"Square needs at_once that divides {BLOCK}")
+        if self.at_once > 1 and self.at_once >= self.queries:
+            raise ValueError("Square needs more queries than it asks at once")
 
     def supports(self, threat: ThreatModel) -> bool:
         """Linf, L2 and L1."""
@@ -88,10 +90,11 @@ class Square:
                 clean, around = (kept.repeat_interleave(several, 0) for kept in (x[rows], best))
                 point = propose(threat, clean, around, drawn, size)
             logits, label = model(point), y[rows].repeat_interleave(several)
-            losses = LOSSES[self.loss](logits.double(), label)
-            seen, first = losses.nan_to_num(-torch.inf, torch.inf, -torch.inf).view(-1, several).max(1)
+            losses = LOSSES[self.loss](logits.double(), label).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+            wrong = logits.argmax(1) != label
+            first = losses.masked_fill(wrong, torch.inf).view(-1, several).argmax(1)  # a break, else the largest loss
             chosen = first + several * torch.arange(len(rows), device=x.device)
-            point, wrong = point[chosen], logits[chosen].argmax(1) != y[rows]
+            point, seen, wrong = point[chosen], losses[chosen], wrong[chosen]
             better = seen > value
             best, value = torch.where(better[:, None, None, None], point, best), torch.where(better, seen, value)
             if wrong.any():

@@ -96,9 +96,14 @@ class Problem:
 
 def interval_margins(problem: Problem, bounds: list[Bounds]) -> Tensor:
     """Return margins (N, K - 1) from intervals: the last affine maps are folded into the queries."""
-    stops, queries = affine_stops(problem.graph), {problem.last: problem.queries}
-    reached, constant = pull(problem.graph, queries, problem.owner, Relaxation({}), stops)
-    return problem.shaped(least(reached, constant, problem.owner, problem.ball, bounds))
+    stops = affine_stops(problem.graph)
+
+    def bound(rows: slice) -> Tensor:
+        owner = problem.owner[rows]
+        reached, constant = pull(problem.graph, {problem.last: problem.queries[rows]}, owner, Relaxation({}), stops)
+        return least(reached, constant, owner, problem.ball, bounds)
+
+    return problem.shaped(in_chunks(len(problem.owner), problem.chunk, bound))
 
 
 def linear_margins(problem: Problem, bounds: list[Bounds]) -> Tensor:

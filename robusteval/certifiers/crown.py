@@ -46,7 +46,8 @@ class Crown(ByBounds):
 
     def certificates(self, problem: Problem) -> list[Certificate]:
         """Return a certificate per sample of ``problem``, with what it takes to bound inner values again."""
-        margins, clean = interval_margins(problem, enclosed(problem)), self._clean(problem)
+        _ = problem.fits  # too little memory is so for all samples, also those that intervals prove
+        margins, clean = interval_margins(problem, enclosed(problem)), _clean_margins(problem)
         answers = judged(problem, margins)
         reach = math.inf if self.reach is None else self.reach
         for share, least in ((0.0, -WIDER * reach), *((share, -reach) for share in self.shares)):
@@ -54,28 +55,32 @@ class Crown(ByBounds):
             left = [row for row, one in enumerate(answers) if within[row] and not one.proved]
             if left:
                 rows = problem.y.new_tensor(left)
-                part, margins[rows] = _answers(problem.take(rows), margins[rows], share)
-                for row, one in zip(left, part, strict=True):
+                part = problem.take(rows)
+                if share == 0:
+                    margins[rows] = torch.maximum(mixed_margins(part), margins[rows])
+                    found = judged(part, margins[rows])
+                else:  # the margins stay CROWN-IBP's: evidence is about one share, and a larger one may bound some less
+                    found = _answers(part, margins[rows], share)
+                for row, one in zip(left, found, strict=True):
                     answers[row] = one
         return answers
 
-    def _clean(self, problem: Problem) -> Tensor:
-        logits = problem.graph(problem.ball.x)
-        return problem.shaped((problem.queries * logits[problem.owner]).sum(1)).amin(1)
+
+def _clean_margins(problem: Problem) -> Tensor:
+    """Return the margins (N,) of the clean inputs."""
+    logits, label = problem.graph(problem.ball.x), problem.y[:, None]
+    return logits.gather(1, label).squeeze(1) - logits.scatter(1, label, -torch.inf).amax(1)
 
 
-def _answers(problem: Problem, least: Tensor, share: float) -> tuple[list[Certificate], Tensor]:
-    """Return a certificate per sample and the margins (N, K - 1), none less than ``least``."""
-    if share == 0:
-        margins = torch.maximum(mixed_margins(problem), least)
-        return judged(problem, margins), margins
+def _answers(problem: Problem, least: Tensor, share: float) -> list[Certificate]:
+    """Return a certificate per sample from margins none of which is less than ``least`` (N, K - 1)."""
     found = tightened(problem, worth=worthwhile(problem, share) if share < 1 else None)
     margins = torch.maximum(linear_margins(problem, found.bounds), least)
     certificates, none = judged(problem, margins), problem.y.new_zeros(0)
     for row, rounds in enumerate(found.rounds):
         if certificates[row].proved:
             certificates[row] = replace(certificates[row], evidence=packed(Proof(rounds, none)))
-    return certificates, margins
+    return certificates
 
 
 def linear_bound(problem: Problem) -> Tensor:

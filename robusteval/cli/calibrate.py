@@ -31,9 +31,9 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
     Says how often their verdicts differ, with a confidence interval, and what each took, side by side in one process.
     The result becomes part of the report's folder, as calibration.json.
     """
-    from robusteval.comparison.calibrate import CALIBRATION, calibrate
-    from robusteval.evaluation.validate import reseal, validate
-    from robusteval.evaluation.verify import subject
+    from robusteval.comparison.calibrate import calibrate
+    from robusteval.evaluation.validate import CALIBRATION, read_report, reseal, validate
+    from robusteval.evaluation.verify import mismatches, subject
     from robusteval.runs import write_json
 
     if count < 1:
@@ -44,6 +44,9 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
         raise RobustevalError(f"the report in '{folder}' is not valid: {problems[0]}.")
     with _console.err.status("loading"):
         plan = subject(folder, source_of(**where))
+        problems = mismatches(folder, read_report(folder), plan)
+    if problems:
+        raise RobustevalError(f"this is not what the report in '{folder}' is about: {problems[0]}.")
     with _console.progress() as bar:
         task = bar.add_task("calibrating", total=2 * min(count, len(plan.split)), status="")
 

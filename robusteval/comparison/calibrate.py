@@ -11,18 +11,17 @@ from pathlib import Path
 
 import torch
 
-from robusteval.comparison.mcnemar import mcnemar
-from robusteval.errors import UsageError
+from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.assemble import REPORT
 from robusteval.evaluation.plan import Plan, judge_samples
 from robusteval.evaluation.suite import load_suite
+from robusteval.mcnemar import mcnemar
 from robusteval.provenance import environment
 from robusteval.report import Calibration, SuiteCost
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.runs import file_digest
 from robusteval.verdict import Verdict
 
-CALIBRATION = "calibration.json"
 ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
 
 Told = Callable[[int, str], None]
@@ -71,7 +70,8 @@ def side_by_side(
 ) -> tuple[Side, Side]:
     """Judge the samples at ``places`` with both plans, ``size`` at a time, in one process and in turns.
 
-    Which of the two begins alternates, so that neither has the warmer machine.
+    Which of the two begins alternates, so that neither has the warmer machine. Raises `SoundnessContradiction` where
+    one proves what the other breaks.
     """
     sides = (Side(plan, {}, []), Side(other, {}, []))
     for part, first in enumerate(range(0, len(places), size)):
@@ -79,7 +79,17 @@ def side_by_side(
         for side in sides if part % 2 == 0 else sides[::-1]:
             side.judge(some, part)
             told(len(some), side.plan.suite.name)
+        _refuse_contradictions(*sides)
     return sides
+
+
+def _refuse_contradictions(one: Side, other: Side) -> None:
+    """Raise `SoundnessContradiction` where one suite proved what the other broke."""
+    for proving, breaking in ((one, other), (other, one)):
+        for sample, verdict in proving.verdicts.items():
+            if verdict is Verdict.CERTIFIED and breaking.verdicts[sample] is Verdict.BROKEN:
+                names = f"suite '{proving.plan.suite.name}' and broken by suite '{breaking.plan.suite.name}'"
+                raise SoundnessContradiction(f"sample {sample} was certified by {names}; one of them is wrong.")
 
 
 def reference(plan: Plan, name: str) -> Plan:

@@ -8,10 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from robusteval.comparison.mcnemar import METHOD, mcnemar
 from robusteval.errors import CheckFailed, UsageError
 from robusteval.evaluation.curve import verdict_at
 from robusteval.evaluation.validate import read_report, read_rows, validate
+from robusteval.mcnemar import METHOD, mcnemar
 from robusteval.report import Rate, Record, Report, SampleRow
 from robusteval.settings import flatten
 from robusteval.threat import parse_eps

@@ -13,7 +13,7 @@ from robusteval.evaluation.consistency_votes import check_votes
 from robusteval.evaluation.curve import curve, verdict_at
 from robusteval.evaluation.judge import DOUBTFUL, LEADING, SURVIVED, UNDECIDED
 from robusteval.evaluation.suite import load_suite, parts_of, suite_digest
-from robusteval.report import Rate, Report, SampleRow, StageResult, count_verdicts
+from robusteval.report import Rate, Report, SampleRow, Search, StageResult, count_verdicts
 from robusteval.suites import suite_files
 from robusteval.threat import BUDGET_TOLERANCE, ThreatModel
 from robusteval.verdict import Verdict
@@ -217,6 +217,7 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
             yield f"stage '{turn.name}' looked at {turn.entered} samples in {turn.forward} forward passes"
     attacks = [turn for turn in report.stages if turn.kind == "attack"]
     checks = 1 + (ruling.cost if ruling else 1)  # a candidate is confirmed by so many
+    checks += 0 if report.search == Search() else 3  # both precisions' answers, and a second attack's confirmation
     asked = sum(turn.forward - checks * turn.entered for turn in attacks)
     budget = (report.queries or 0) * report.results.clean.count * max(1, len(report.curve))
     if report.queries is not None and asked > budget:

@@ -230,9 +230,14 @@ class _Outcome:
     warnings: tuple[str, ...] = ()
 
     def __add__(self, more: _Outcome) -> _Outcome:
-        """Return the counts of both, and what the first said."""
-        counts = {name: getattr(self, name) + getattr(more, name) for name in ("rejected", "non_finite", "undecided")}
-        return replace(self, **counts)
+        """Return the counts of both, and what either said."""
+        return _Outcome(
+            rejected=self.rejected + more.rejected,
+            non_finite=self.non_finite + more.non_finite,
+            undecided=self.undecided + more.undecided,
+            adaptations=tuple(dict.fromkeys(self.adaptations + more.adaptations)),
+            warnings=tuple(dict.fromkeys(self.warnings + more.warnings)),
+        )
 
 
 def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> _Outcome:
@@ -241,11 +246,13 @@ def _attack(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRn
         result = _candidates(turn, probe, chunk, rows, rng)
     outcome = _confirm(turn, probe, chunk, rows, result.candidates, rng)
     outcome = replace(outcome, adaptations=result.adaptations, warnings=result.warnings)
-    if chunk.repeat is None and len(again := _mistaken(probe, result.candidates, chunk.y[rows])):
-        with failures(f"stage '{turn.name}'"):
-            result = _candidates(turn, probe, chunk, rows[again], rng.take(again))
-        outcome += _confirm(turn, probe, chunk, rows[again], result.candidates, rng.take(again))
-    return outcome
+    with failures(f"stage '{turn.name}'"):
+        again = _mistaken(probe, result.candidates, chunk.y[rows])
+        if len(again) == 0:
+            return outcome
+        result = _candidates(turn, probe, chunk, rows[again], rng.take(again))
+    more = _confirm(turn, probe, chunk, rows[again], result.candidates, rng.take(again))
+    return outcome + replace(more, adaptations=result.adaptations, warnings=result.warnings)
 
 
 def _mistaken(probe: Probe, candidates: Tensor, y: Tensor) -> Tensor:

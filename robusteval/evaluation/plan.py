@@ -32,7 +32,7 @@ from robusteval.evaluation.suite import Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
 from robusteval.provenance import DECIDING, cpu_count, deterministic, pick_device, version_of
-from robusteval.report import Finding
+from robusteval.report import Finding, Search
 from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.threat import Norm, ThreatModel
 
@@ -105,6 +105,10 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None, suite: Suite |
     threat = ThreatModel.parse(norm, config.eps or info.customary_eps(Norm.parse(norm).value))
     asked = budgets(threat, config.curve)
     suite = suite or load_suite(config.suite, threat, config.smoothing)
+    if config.search != Search() and (suite.repeat or suite.smoothing):
+        raise UsageError(
+            f"suite '{suite.name}' decides by votes, for which attacks must search in float32, not compiled."
+        )
     if config.witnesses:
         suite = suite.after_transfer(config.witnesses)
     if model is None:
@@ -127,7 +131,7 @@ def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None
             judgement, size = _judged(plan, index, told), plan.batch_size
             break
         except OutOfMemoryError:
-            if plan.batch_size == MIN_BATCH:
+            if plan.batch_size == MIN_BATCH or _randomised(plan):  # how a batch is split decides what such models draw
                 raise
             plan.halvings.count += 1
             told(f"out of memory, batch size {plan.batch_size}")

@@ -23,11 +23,13 @@ from robusteval.evaluation.assemble import REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.consistency import CHECKS
 from robusteval.evaluation.proofs import PROOFS
-from robusteval.report import FileFact, Manifest, Report, SampleRow
+from robusteval.mcnemar import mcnemar
+from robusteval.report import Calibration, FileFact, Manifest, Report, SampleRow
 from robusteval.runs import LAUNCH, LOCK, file_digest, read_json, write_json
+from robusteval.verdict import Verdict
 from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
-MANIFEST = "manifest.json"
+MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
 _UNSEALED = {MANIFEST, LAUNCH}
 """Files of a run folder that are not part of the report: `launch.json` says where the data lay on that machine."""
 
@@ -93,6 +95,7 @@ def validate(folder: Path, but: str | None = None) -> list[str]:
         _check_manifest(folder, but),
         *(check(report, rows) for check in CHECKS),
         _check_witnesses(folder, report, rows),
+        _check_calibration(folder, rows),
     )
     return [problem for check in checks for problem in _survive(check)]
 
@@ -157,6 +160,31 @@ def _check_manifest(folder: Path, but: str | None) -> Iterator[str]:
     for path in (path for part in (WITNESSES, PROOFS) for path in (folder / part).glob("[!.]*")):
         if (name := path.relative_to(folder).as_posix()) not in listed:
             yield f"'{name}' is not listed in {MANIFEST}"
+
+
+def _check_calibration(folder: Path, rows: list[SampleRow]) -> Iterator[str]:
+    """Check that a calibration is about this report, and that its figures follow from its counts."""
+    if not (folder / CALIBRATION).is_file():
+        return
+    record = read_json(folder / CALIBRATION)
+    yield from (_say(CALIBRATION, error) for error in validator("calibration").iter_errors(record))
+    found, known = Calibration.model_validate(record), {row.id: row.verdict for row in rows}
+    if found.report_sha256 != file_digest(folder / REPORT):
+        yield f"{CALIBRATION} is about another report"
+    ours, theirs, samples = set(found.only_suite_breaks), set(found.only_against_breaks), set(found.samples)
+    clean = sum(known.get(sample) is not Verdict.MISCLASSIFIED for sample in samples)
+    distinct = [len(kind) for kind in (found.samples, found.only_suite_breaks, found.only_against_breaks)]
+    if not samples <= set(known) or not ours | theirs <= samples or ours & theirs:
+        yield f"{CALIBRATION} names samples that it cannot be about"
+    elif distinct != [len(samples), len(ours), len(theirs)] or found.clean != clean or found.clean < found.suite.robust:
+        yield f"{CALIBRATION} has counts that do not follow from its samples"
+    elif found.suite.robust - found.against.robust != len(theirs) - len(ours):
+        yield f"{CALIBRATION} has robust samples that do not follow from those only one suite breaks"
+    else:
+        paired = mcnemar(len(ours), len(theirs), len(samples))
+        stated, counted = (found.difference, found.low, found.high), (paired.difference, paired.low, paired.high)
+        if any(abs(a - b) > 1e-6 for a, b in zip(stated, counted, strict=True)):
+            yield f"{CALIBRATION} has a difference that does not follow from its counts"
 
 
 def _check_witnesses(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:

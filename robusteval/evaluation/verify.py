@@ -31,7 +31,7 @@ from robusteval.evaluation.validate import read_report, validate
 from robusteval.models.base import LoadedModel, frozen
 from robusteval.models.io import parameter_count, weights_digest
 from robusteval.provenance import deterministic
-from robusteval.report import ModelFacts, Report, SampleRow, broken_at
+from robusteval.report import ModelFacts, Report, SampleRow, Search, broken_at
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.runs import CONFIG, LAUNCH, read_json
 from robusteval.settings import PluginSpec
@@ -92,6 +92,7 @@ def subject(folder: Path, source: Source) -> Plan:
         "limit": report.data.evaluated,
         "seed": report.seed,
         **report.search.model_dump(),
+        "queries": report.queries,
         "chunk_size": report.chunk_size,
         "batch_size": source.batch_size,
         "device": source.device,
@@ -121,7 +122,7 @@ def verify(folder: Path, source: Source) -> Verification:
     if problems:
         return Verification(tuple(problems), seconds=time.perf_counter() - began)
     report, plan = read_report(folder), subject(folder, source)
-    problems = [*_other_subject(report, plan), *_other_settings(folder, report)]
+    problems = mismatches(folder, report, plan)
     done = Replayed()
     if not problems:
         problems += _missing_findings(report, plan)
@@ -168,6 +169,11 @@ def _other_model(stated: ModelFacts, model: LoadedModel) -> Iterator[str]:
             yield f"the model's card has another {name} than the report"
 
 
+def mismatches(folder: Path, report: Report, plan: Plan) -> list[str]:
+    """Return in what the model, the data or the settings of ``plan`` are not those of the report in ``folder``."""
+    return [*_other_subject(report, plan), *_other_settings(folder, report)]
+
+
 def _other_settings(folder: Path, report: Report) -> Iterator[str]:
     """Yield what the run's settings and its report say differently."""
     stated: Mapping[str, object] = read_json(folder / CONFIG)
@@ -182,8 +188,9 @@ def _other_settings(folder: Path, report: Report) -> Iterator[str]:
         "data_sha256": report.data.sha256,
         "suite_sha256": report.suite.sha256,
     }
+    usual = Search().model_dump()  # of reports from before these could be set
     for key, value in expected.items():
-        if stated.get(key) != value:
+        if stated.get(key, usual.get(key)) != value:
             yield f"{CONFIG} says {key} = {stated.get(key)!r}, the report {value!r}"
 
 

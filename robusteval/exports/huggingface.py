@@ -191,6 +191,7 @@ def _reproduce(report: Report) -> str:
         *([("--limit", report.data.evaluated)] if report.data.evaluated < report.data.total else []),
         *([("--queries", report.queries)] if report.queries else []),
         *([("--precision", report.search.precision)] if report.search.precision != "float32" else []),
+        *([("--set", "compiled=true")] if report.search.compiled else []),
         *(("--set", change) for change in (f"chunk_size={report.chunk_size}", *several, *changes)),
     ]
     typed = " ".join(f"{flag} {shlex.quote(plain(str(value)))}" for flag, value in settings)
