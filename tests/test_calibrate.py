@@ -17,6 +17,7 @@ from robusteval.certifiers.crown import Crown
 from robusteval.comparison.calibrate import calibrate, reference, side_by_side
 from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.validate import CALIBRATION, reseal, validate, validator
+from robusteval.models.io import state_digest
 from robusteval.report import Calibration, Search
 from robusteval.runs import write_json
 from robusteval.verdict import Certificate
@@ -117,8 +118,11 @@ def test_another_model_is_refused(run: Path, tmp_path: Path, cli: Cli, model_fol
     folder, other = tmp_path / "run", tmp_path / "net"
     shutil.copytree(run, folder)
     shutil.copytree(model_folder, other)
-    weights = safetensors.torch.load_file(other / "model.safetensors")
-    safetensors.torch.save_file({key: value + 0.01 for key, value in weights.items()}, other / "model.safetensors")
+    state = safetensors.torch.load_file(other / "model.safetensors")
+    state |= {key: value + 0.01 for key, value in state.items() if key.startswith("backbone")}
+    safetensors.torch.save_file(state, other / "model.safetensors")
+    card = json.loads((other / "config.json").read_text())
+    write_json(other / "config.json", {**card, "weights_sha256": state_digest(state)})
     done = cli("calibrate", str(folder), "--model", str(other), "--samples", "5", "--against", "quick")
     assert done.returncode == 1
     assert "not what the report" in done.stderr
