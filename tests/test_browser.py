@@ -5,6 +5,7 @@ Needs the packages `playwright` and `axe-playwright-python` and a Chromium on th
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_filtering_and_paging(browser: Any, files: dict[str, Path]) -> None:
         assert visit.column(1) == [str(i) for i in range(110, 120)]
         assert page.get_by_role("button", name="Next page").is_disabled()
         page.get_by_role("button", name="Show all").click()
-        page.wait_for_function("document.querySelector('#found').textContent.startsWith('120 ')")
+        page.locator("#found", has_text=re.compile(r"^\s*120 ")).wait_for()
         page.get_by_role("combobox", name="Class").select_option(label="a (20)")
         page.get_by_role("combobox", name="Closed by").select_option(label="pgd (40)")
         assert visit.column(1) == [str(i) for i in range(0, 40, 2)]
