@@ -34,7 +34,7 @@ from robusteval.evaluation.suite import load_suite
 from robusteval.models.base import frozen
 from robusteval.provenance import deterministic, environment
 from robusteval.rng import SampleRng
-from robusteval.verdict import Verdict
+from robusteval.verdict import ROBUST
 
 SUITES = {"rapid": ("rapid", "float32"), "rapid bfloat16": ("rapid", "bfloat16")}
 SUITES |= {name: (name, "float32") for name in ("standard", "foolbox")}
@@ -50,7 +50,7 @@ def suite(plan: Plan, name: str, precision: str) -> Contestant:
 
     def run(places: Tensor) -> int:
         rows = judge_samples(own, places, SampleRng(0, tuple(own.split.ids[places].tolist()), 0)).rows
-        return sum(row.verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED) for row in rows)
+        return sum(row.verdict in ROBUST for row in rows)
 
     return run
 

@@ -22,6 +22,9 @@ class Verdict(StrEnum):
     CERTIFIED = "certified"
 
 
+ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
+"""The verdicts on samples that nothing broke, which empirical robust accuracy counts."""
+
 Evidence = Mapping[str, Tensor]
 """Tensors by name, as they are stored."""
 

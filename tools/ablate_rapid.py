@@ -24,7 +24,7 @@ from compare_rapid import nets
 from robusteval.evaluation.plan import Plan, judge_samples
 from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
-from robusteval.verdict import Verdict
+from robusteval.verdict import ROBUST
 
 TUNED, PIECE = 5, 50
 Specs = Sequence[StageSpec]
@@ -82,7 +82,7 @@ def measured(plan: Plan) -> dict[str, Any]:
             began = time.perf_counter()
             rows = judge_samples(variant(plan, name), part, SampleRng(0, tuple(part.tolist()), 0)).rows
             found[name]["seconds"].append(time.perf_counter() - began)
-            found[name]["robust"] += [r.id for r in rows if r.verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED)]
+            found[name]["robust"] += [r.id for r in rows if r.verdict in ROBUST]
     return found
 
 

@@ -28,7 +28,7 @@ from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, prepare
 from robusteval.mcnemar import mcnemar
 from robusteval.models.base import LoadedModel
-from robusteval.verdict import Verdict
+from robusteval.verdict import ROBUST, Verdict
 
 PART, PIECE = 200, 100
 HEADER = (
@@ -101,7 +101,7 @@ def whole(parts: list[dict[str, Any]], suite: str) -> dict[str, Any]:
     forward, backward = (sum(part[way] for part in mine) / len(verdicts) for way in ("forward", "backward"))
     return {
         "verdicts": verdicts,
-        "robust": {i for i, verdict in verdicts.items() if verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED)},
+        "robust": {i for i, verdict in verdicts.items() if verdict in ROBUST},
         "seconds": [second for part in mine for second in part["seconds"]],
         "passes": f"{forward:.0f} + {backward:.0f}",
     }

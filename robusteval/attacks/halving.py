@@ -83,7 +83,7 @@ class Halving:
                 parts = climb.parts(count, ROWS)
                 climb = join([self._climbed(model, loss, part, threat, finds, range(first, last)) for part in parts])
                 climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
-                if self.reach is not None and self.keep and last == self.keep[-1][0]:
+                if self.reach is not None and last == self.keep[-1][0]:
                     _offer(climb, finds)
                     clean = -loss(logits[climb.rows].double(), climb.y, climb.target)
                     near = is_near(clean, -climb.best_value, self.reach)

@@ -114,7 +114,7 @@ def _run(plan: Plan, run: RunDir) -> Report:
     from robusteval.render.html import write_html
     from robusteval.render.markdown import render
     from robusteval.runs import LAUNCH, write_atomic, write_json
-    from robusteval.verdict import Verdict
+    from robusteval.verdict import ROBUST
 
     asked = f"{plan.threat.norm.value} {', '.join(budget.label for budget in plan.budgets)}"
     _console.say(f"suite {plan.suite.name}, {asked}: {len(plan.split)} samples -> {run.path}")
@@ -128,7 +128,7 @@ def _run(plan: Plan, run: RunDir) -> Report:
                 bar.update(task, description=escape(news))
                 return
             done += len(news.rows)
-            robust += sum(row.verdict in (Verdict.UNKNOWN, Verdict.CERTIFIED) for row in news.rows)
+            robust += sum(row.verdict in ROBUST for row in news.rows)
             bar.update(task, completed=done, status=f"robust so far {100 * robust / done:.1f} %")
 
         report = evaluate(plan, run, told)

@@ -20,9 +20,7 @@ from robusteval.provenance import environment
 from robusteval.report import Calibration, SuiteCost
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.runs import file_digest
-from robusteval.verdict import Verdict
-
-ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
+from robusteval.verdict import ROBUST, Verdict
 
 Told = Callable[[int, str], None]
 """Hears how many samples a suite has done, and its name."""

@@ -15,9 +15,8 @@ from robusteval.mcnemar import METHOD, mcnemar
 from robusteval.report import Rate, Record, Report, SampleRow
 from robusteval.settings import flatten
 from robusteval.threat import parse_eps
-from robusteval.verdict import Verdict
+from robusteval.verdict import ROBUST, Verdict
 
-ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
 Measure = Literal["clean", "robust", "certified"]
 COUNTED: dict[Measure, tuple[Verdict, ...]] = {
     "clean": (*ROBUST, Verdict.BROKEN),

@@ -23,9 +23,7 @@ from robusteval.models.base import frozen
 from robusteval.provenance import deterministic
 from robusteval.report import CONFIDENCE, SampleRow
 from robusteval.rng import SampleRng, derive_seed, seeded
-from robusteval.verdict import Verdict, Witness
-
-ROBUST = (Verdict.UNKNOWN, Verdict.CERTIFIED)
+from robusteval.verdict import ROBUST, Verdict, Witness
 
 
 @dataclass(frozen=True)
