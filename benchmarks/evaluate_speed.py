@@ -3,21 +3,22 @@
     python benchmarks/evaluate_speed.py --model runs/latest --dataset fashion_mnist --data-dir DATA --eps 0.1
 
 All contestants run in one process on the same samples, in a new random order in every round, and ratios are taken
-within rounds, because machines are noisy. What is robust to each is counted, too: speed alone says nothing.
+within rounds (median and range), because machines are noisy. What is robust to each is counted, too: speed alone says
+nothing.
 
     rapid, rapid bfloat16, standard, foolbox    our suites, with all that an evaluation does to each sample
+    rapid bfloat16 compiled                     only where --only names it
     pyautoattack                                AutoAttack standard called by itself
     torchattacks                                torchattacks' AutoAttack, from the folder that --torchattacks names
 """
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,31 +27,37 @@ import click
 import numpy as np
 import pyautoattack
 import torch
+from _record import output, write
 from torch import Tensor
 
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, judge_samples, prepare
 from robusteval.evaluation.suite import load_suite
-from robusteval.models.base import frozen
-from robusteval.provenance import deterministic, environment
+from robusteval.provenance import environment
+from robusteval.report import Search
 from robusteval.rng import SampleRng
 from robusteval.verdict import ROBUST
 
-SUITES = {"rapid": ("rapid", "float32"), "rapid bfloat16": ("rapid", "bfloat16")}
-SUITES |= {name: (name, "float32") for name in ("standard", "foolbox")}
+SEED = 0
+COMPILED = "rapid bfloat16 compiled"
+SUITES = {
+    **{name: (name, Search()) for name in ("rapid", "standard", "foolbox")},
+    "rapid bfloat16": ("rapid", Search(precision="bfloat16")),
+    COMPILED: ("rapid", Search(precision="bfloat16", compiled=True)),
+}
 
-Contestant = Callable[[Tensor], int]
-"""Places of samples -> how many of them are robust."""
+Contestant = Callable[[Tensor], list[bool]]
+"""Places of samples (n,) -> which of them are robust."""
 
 
-def suite(plan: Plan, name: str, precision: str) -> Contestant:
+def suite(plan: Plan, name: str, how: Search) -> Contestant:
     """Return one of our suites."""
-    config = plan.config.model_copy(update={"precision": precision})
+    config = plan.config.model_copy(update=how.model_dump())
     own = replace(plan, config=config, suite=load_suite(name, plan.threat))
 
-    def run(places: Tensor) -> int:
-        rows = judge_samples(own, places, SampleRng(0, tuple(own.split.ids[places].tolist()), 0)).rows
-        return sum(row.verdict in ROBUST for row in rows)
+    def run(places: Tensor) -> list[bool]:
+        rows = judge_samples(own, places, SampleRng(SEED, tuple(own.split.ids[places].tolist()), SEED)).rows
+        return [row.verdict in ROBUST for row in rows]
 
     return run
 
@@ -58,12 +65,12 @@ def suite(plan: Plan, name: str, precision: str) -> Contestant:
 def bare(plan: Plan) -> Contestant:
     """Return AutoAttack standard as its package runs it."""
     budget = {"norm": plan.threat.norm.value, "eps": plan.threat.radius, "device": str(plan.device)}
-    attack = pyautoattack.AutoAttack(plan.model.module.eval(), **budget, seed=0, version="standard", verbose=False)
+    attack = pyautoattack.AutoAttack(plan.model.module.eval(), **budget, seed=SEED, version="standard")
 
-    def run(places: Tensor) -> int:
+    def run(places: Tensor) -> list[bool]:
         x, y = plan.split.images(places).to(plan.device), plan.split.labels[places].to(plan.device)
-        _, found = attack.run_standard_evaluation(x, y, bs=len(x))
-        return int((found == y).sum())
+        _, found = attack.run_standard_evaluation(x, y, batch_size=len(x))
+        return (found == y).tolist()
 
     return run
 
@@ -73,42 +80,45 @@ def torchattacks(plan: Plan) -> Contestant:
     import torchattacks as library
 
     settings = {"norm": plan.threat.norm.value, "eps": plan.threat.radius, "n_classes": plan.split.info.num_classes}
-    attack = library.AutoAttack(plan.model.module.eval(), **settings, version="standard", seed=0)
+    attack = library.AutoAttack(plan.model.module.eval(), **settings, version="standard", seed=SEED)
 
-    def run(places: Tensor) -> int:
+    def run(places: Tensor) -> list[bool]:
         x, y = plan.split.images(places).to(plan.device), plan.split.labels[places].to(plan.device)
         found = attack(x, y)
         with torch.no_grad():
-            return int((plan.model.module(found).argmax(1) == y).sum())
+            return (plan.model.module(found).argmax(1) == y).tolist()
 
     return run
 
 
-def contestants(plan: Plan, folder: Path | None) -> dict[str, Contestant]:
-    """Return everyone who takes part."""
+def contestants(plan: Plan, folder: Path | None, only: Sequence[str]) -> dict[str, Contestant]:
+    """Return everyone who takes part; ``standard`` always does, as ratios are to its time."""
     everyone = {name: suite(plan, *how) for name, how in SUITES.items()}
     everyone["pyautoattack"] = bare(plan)
     if folder:
         sys.path.insert(0, str(folder))
         everyone["torchattacks"] = torchattacks(plan)
-    return everyone
+    wanted = {*only, "standard"} if only else set(everyone) - {COMPILED}
+    if unknown := wanted - set(everyone):
+        raise click.UsageError(f"no contestant is called {', '.join(sorted(unknown))}; there are {', '.join(everyone)}")
+    return {name: one for name, one in everyone.items() if name in wanted}
 
 
 def measure(plan: Plan, everyone: Mapping[str, Contestant], places: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
     """Return seconds and robust samples, by contestant and round; each round has its own part of ``places``."""
     found: dict[str, dict[str, Any]] = {name: {"seconds": [], "robust": []} for name in everyone}
     order = random.Random(0)
-    with frozen(plan.model.module), deterministic(threads=1):
-        everyone["rapid"](places[:16])  # what is done once in a process is not anyone's time
-        for turn, part in enumerate(places.chunk(rounds)):
-            for name in order.sample(list(everyone), len(everyone)):
-                began = time.perf_counter()
-                robust = everyone[name](part)
-                if plan.device.type == "cuda":
-                    torch.cuda.synchronize()
-                found[name]["seconds"].append(time.perf_counter() - began)
-                found[name]["robust"].append(robust)
-                print(f"round {turn + 1}/{rounds} {name}", file=sys.stderr, flush=True)
+    for one in everyone.values():
+        one(places[:2])  # what is done once in a process is not anyone's time
+    for turn, part in enumerate(places.chunk(rounds)):
+        for name in order.sample(list(everyone), len(everyone)):
+            began = time.perf_counter()
+            robust = everyone[name](part)
+            if plan.device.type == "cuda":
+                torch.cuda.synchronize()
+            found[name]["seconds"].append(time.perf_counter() - began)
+            found[name]["robust"] += robust
+            print(f"round {turn + 1}/{rounds} {name} {found[name]['seconds'][-1]:.1f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -117,12 +127,16 @@ def markdown(record: Mapping[str, Any]) -> str:
     found = record["found"]
     least = np.array(found["standard"]["seconds"])
     lines = [f"{record['setting']}.", ""]
-    lines += ["| contestant | robust | seconds | time of `standard` over its own: median, range over rounds |"]
-    lines += ["|---|---|---|---|"]
+    lines += [
+        "| contestant | robust | only `standard` breaks | only it breaks | seconds | `standard`'s time over its own |"
+    ]
+    lines += ["|---|---|---|---|---|---|"]
     for name, one in found.items():
         ratio = least / np.array(one["seconds"])
         spread = f"{statistics.median(ratio):.2f}, {ratio.min():.2f} to {ratio.max():.2f}"
-        lines.append(f"| {name} | {sum(one['robust'])} | {sum(one['seconds']):.0f} | {spread} |")
+        pairs = list(zip(one["robust"], found["standard"]["robust"], strict=True))
+        counts = [sum(one["robust"]), pairs.count((True, False)), pairs.count((False, True))]
+        lines.append(f"| {name} | {' | '.join(map(str, counts))} | {sum(one['seconds']):.0f} | {spread} |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,12 +151,13 @@ def markdown(record: Mapping[str, Any]) -> str:
 @click.option("--rounds", default=4, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--torchattacks", "folder", type=click.Path(path_type=Path), help="Folder that has torchattacks.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path))
+@click.option("--only", multiple=True, help="A contestant; may be repeated.  [default: all]")
+@output
 def main(
     samples: int,
     rounds: int,
     folder: Path | None,
+    only: tuple[str, ...],
     json_file: Path | None,
     markdown_file: Path | None,
     architecture: str | None,
@@ -153,18 +168,14 @@ def main(
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= {"architecture": {"name": architecture}} if architecture else {}
     plan = prepare(EvalConfig.model_validate({**settings, "limit": samples, "chunk_size": -(-samples // rounds)}))
-    found = measure(plan, contestants(plan, folder), torch.arange(len(plan.split)), rounds)
+    found = measure(plan, contestants(plan, folder, only), torch.arange(len(plan.split)), rounds)
     about = f"{plan.model.name}, {plan.split.info.title}, {plan.threat.norm.value} {plan.threat.label}"
     record = {
         "setting": f"{about}, {len(plan.split)} images in {rounds} rounds, {plan.device}",
         "environment": environment(plan.device).model_dump(mode="json"),
         "found": found,
     }
-    if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if markdown_file:
-        markdown_file.write_text(markdown(record), encoding="utf-8")
-    print(markdown(record))
+    write(record, markdown(record), json_file, markdown_file)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ machines are noisy. Images are random: no data is needed.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import sys
@@ -27,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from _record import output, write
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -243,8 +243,7 @@ def markdown(record: dict[str, Any]) -> str:
 @click.option("--precision", type=click.Choice([*PRECISIONS, "both"]), default="both", show_default=True)
 @click.option("--channels-last", is_flag=True, help="For all but the textbook loop.")
 @click.option("--rounds", default=21, show_default=True)
-@click.option("--json", "json_file", type=click.Path(path_type=Path))
-@click.option("--markdown", "markdown_file", type=click.Path(path_type=Path))
+@output
 def main(
     model: str,
     dataset: str,
@@ -277,11 +276,7 @@ def main(
         "seconds": times,
         "ratios": ratios(times, precisions),
     }
-    if json_file:
-        json_file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    if markdown_file:
-        markdown_file.write_text(markdown(record), encoding="utf-8")
-    print(markdown(record))
+    write(record, markdown(record), json_file, markdown_file)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
 from robusteval.verdict import ROBUST
 
-TUNED, PIECE = 5, 50
+TUNED, PIECE = 5, 100
 Specs = Sequence[StageSpec]
 Change = Callable[[Specs], Specs]
 
@@ -56,6 +56,7 @@ VARIANTS: dict[str, Change] = {
     "every target climbs to the end": but("halving", keep=[], reach=None),
     "far samples climb on": but("halving", reach=None),
     "no halving": without("halving"),
+    "no restarts": without("restarts"),
     "no second look at all targets": without("targets"),
     "no Square": without("square"),
     "Square: one query at a time": but("square", at_once=1),

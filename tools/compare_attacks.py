@@ -78,7 +78,7 @@ def measure(entry: Entry, case: Case) -> dict[str, Any]:
             candidates = entry.run(replace(case, model=probe))
         except Exception as problem:  # whatever a library raises
             error = ": ".join(filter(None, [type(problem).__name__, *str(problem).splitlines()[:1]]))
-        seconds, passes = time.perf_counter() - start, replace(probe.passes)
+        seconds, passes = time.perf_counter() - start, probe.passes
         row = row if error else judged(case, candidates)
     each = {"forward": passes.forward / len(case.x), "backward": passes.backward / len(case.x)}
     return asdict(replace(row, **each, seconds=seconds, error=error))

@@ -25,12 +25,14 @@ from _study import ROOT, cached, publish, table, versions
 
 from robusteval.comparison.calibrate import reference, side_by_side
 from robusteval.evaluation.config import EvalConfig
-from robusteval.evaluation.plan import Plan, prepare
+from robusteval.evaluation.plan import Plan, judge_samples, prepare
 from robusteval.mcnemar import mcnemar
 from robusteval.models.base import LoadedModel
+from robusteval.rng import SampleRng
 from robusteval.verdict import ROBUST, Verdict
 
-PART, PIECE = 200, 100
+PART = 250
+"""Samples judged at once, as `evaluate` does by default; the study can be interrupted between parts."""
 HEADER = (
     *("net", "clean", "robust, `rapid`", "of these proved", "robust, `standard`", "difference, points (95 %)"),
     *("passes, `rapid`", "passes, `standard`", "seconds, `rapid`", "seconds, `standard`", "ratio", "range of ratios"),
@@ -49,7 +51,7 @@ class Net:
 
     def plan(self, data: Path, keep: Path, samples: int) -> Plan:
         """Load it."""
-        config = {**self.config, "suite": "rapid", "limit": samples, "chunk_size": PIECE, "device": "cpu"}
+        config = {**self.config, "suite": "rapid", "limit": samples, "chunk_size": PART, "device": "cpu"}
         if self.trained:
             config |= {**fashion_mnist(data), "model": str(train(data, keep / self.name, *self.trained))}
         return prepare(EvalConfig.model_validate(config), self.model)
@@ -82,7 +84,7 @@ def train(data: Path, folder: Path, objective: str, norm: str, eps: str) -> Path
 def judged(plan: Plan, first: int) -> dict[str, Any]:
     """Run both suites on the part of the samples that begins at ``first``."""
     places = range(first, min(first + PART, len(plan.split)))
-    sides = side_by_side(plan, reference(plan, "standard"), places, PIECE)
+    sides = side_by_side(plan, reference(plan, "standard"), places, PART)
     return {
         side.plan.suite.name: {
             "verdicts": {str(sample): verdict.value for sample, verdict in side.verdicts.items()},
@@ -138,6 +140,7 @@ def main() -> None:
         if options.net and net.name not in options.net:
             continue
         plan, parts = net.plan(options.data, options.keep, options.samples), []
+        judge_samples(plan, torch.arange(16), SampleRng(0, tuple(range(16)), 0))  # what is done once in a process
         for first in range(0, len(plan.split), PART):
             name = f"{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}-{first}"
             parts.append(cached(options.keep, name, lambda p=plan, f=first: judged(p, f)))

@@ -25,11 +25,11 @@ ROWS = 256
 class Halving:
     """Auto-PGD towards many classes at once, of which the least promising are given up on the way.
 
-    Each input starts one climb towards each of its ``targets`` most likely wrong classes, all from one random point.
-    After the steps that ``keep`` names, only so many of an input's climbs go on: those whose loss is largest
-    (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943, over the targets of APGD-T, Croce & Hein 2020,
-    arXiv 2003.01690). A climb's own steps are those of Auto-PGD with ``steps`` in all. An input leaves, with all its
-    climbs, as soon as one has it misclassified within ``threat``. With ``reach`` it also leaves, after the last of
+    Each input starts one climb towards each of its ``targets`` most likely wrong classes from each of ``restarts``
+    random points. After the steps that ``keep`` names, only so many of an input's climbs go on: those whose loss is
+    largest (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943, over the targets of APGD-T, Croce & Hein
+    2020, arXiv 2003.01690). A climb's own steps are those of Auto-PGD with ``steps`` in all. An input leaves, with all
+    its climbs, as soon as one has it misclassified within ``threat``. With ``reach`` it also leaves, after the last of
     ``keep``, if what is left of its margin is at least ``reach`` times what it lost so far, unless it hardly moved
     (`_nearness.is_near`).
     """
@@ -39,10 +39,12 @@ class Halving:
         {"steps": 30, "targets": 4, "keep": [[5, 2], [10, 1]]},
         {"steps": 20, "targets": 2, "keep": [], "loss": "dlr"},
         {"steps": 20, "targets": 3, "keep": [[5, 1]], "reach": 0.5},
+        {"steps": 20, "targets": 2, "restarts": 3, "keep": [[5, 2]]},
     )
 
     steps: int = 100
     targets: int = 9
+    restarts: int = 1
     keep: tuple[tuple[int, int], ...] = ((10, 3), (30, 1))
     reach: float | None = None
     loss: Literal["margin", "dlr"] = "margin"
@@ -50,13 +52,16 @@ class Halving:
     momentum: float = 0.75
 
     def __post_init__(self) -> None:
-        places, counts = [place for place, _ in self.keep], [self.targets, *(count for _, count in self.keep)]
-        if self.steps < 1 or self.targets < 1:
-            raise ValueError("halving needs steps >= 1 and targets >= 1")
+        places, counts = (
+            [place for place, _ in self.keep],
+            [self.targets * self.restarts, *(count for _, count in self.keep)],
+        )
+        if self.steps < 1 or self.targets < 1 or self.restarts < 1:
+            raise ValueError("halving needs steps >= 1, targets >= 1 and restarts >= 1")
         if places != sorted(set(places)) or any(not 0 < place < self.steps for place in places):
             raise ValueError(f"halving keeps fewer climbs after ascending numbers of steps below {self.steps}")
         if counts != sorted(counts, reverse=True) or min(counts) < 1:
-            raise ValueError(f"halving keeps ever fewer of {self.targets} climbs, and at least 1")
+            raise ValueError(f"halving keeps ever fewer of {counts[0]} climbs, and at least 1")
         if self.reach is not None and not (self.keep and self.reach > 0):
             raise ValueError("halving needs reach > 0, and a place in keep after which to ask")
         if not 0 <= self.rho <= 1 or not 0 < self.momentum <= 1:
@@ -76,7 +81,7 @@ class Halving:
         rows = finds.left()
         if len(rows):
             climb = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
-            climb = replace(climb, rows=rows[climb.rows])
+            climb, count = replace(climb, rows=rows[climb.rows]), count * self.restarts
             for first, last, kept in self._rounds():
                 if len(climb.rows) == 0:
                     break
@@ -92,12 +97,13 @@ class Halving:
         return AttackResult(threat.hold(x, finds.points), tuple(adaptations))
 
     def _begin(self, logits: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, count: int) -> AnyClimb:
-        """Return ``count`` climbs for each input, next to each other."""
+        """Return climbs towards ``count`` classes from every start for each input, next to each other."""
         wrong = logits.scatter(1, y[:, None], -torch.inf).sort(dim=1, descending=True, stable=True).indices
-        places = torch.arange(len(x), device=x.device).repeat_interleave(count)
-        point = rng.draw(threat.sample, x, "halving", self.loss)
-        target = wrong[:, :count].flatten()
-        return begin(threat, places, x[places], y[places], target, point[places], fresh=True)
+        places = torch.arange(len(x), device=x.device).repeat_interleave(count * self.restarts)
+        drawn = [rng.draw(threat.sample, x, "halving", self.loss, start) for start in range(self.restarts)]
+        point = torch.stack(drawn, dim=1).repeat_interleave(count, dim=1).flatten(0, 1)
+        target = wrong[:, :count].repeat(1, self.restarts).flatten()
+        return begin(threat, places, x[places], y[places], target, point, fresh=True)
 
     def _rounds(self) -> Iterator[tuple[int, int, int]]:
         """Yield between which steps a round climbs, and how many of an input's climbs outlast it."""

@@ -195,12 +195,12 @@ def judge(
 
 
 def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: SampleRng) -> StageResult:
-    began, before = time.perf_counter(), replace(probe.passes)
+    began, before = time.perf_counter(), probe.passes
     outcome = _Outcome()
     if len(rows):
         act = _attack if turn.stage.kind == "attack" else _certify
         outcome = act(turn, probe, chunk, rows, rng.take(rows))
-    level = chunk.levels[turn.level]
+    level, after = chunk.levels[turn.level], probe.passes
     return StageResult(
         name=turn.name,
         kind=turn.stage.kind,
@@ -211,10 +211,10 @@ def _take_turn(turn: Turn, probe: Probe, chunk: _Chunk, rows: Tensor, rng: Sampl
         rejected=outcome.rejected,
         non_finite=outcome.non_finite,
         undecided=outcome.undecided,
-        forward=probe.passes.forward - before.forward,
-        backward=probe.passes.backward - before.backward,
-        zero_gradients=probe.passes.zero - before.zero,
-        non_finite_gradients=probe.passes.non_finite - before.non_finite,
+        forward=after.forward - before.forward,
+        backward=after.backward - before.backward,
+        zero_gradients=after.zero - before.zero,
+        non_finite_gradients=after.non_finite - before.non_finite,
         seconds=time.perf_counter() - began,
         adaptations=outcome.adaptations,
         warnings=outcome.warnings,

@@ -37,7 +37,7 @@ def failures(what: str) -> Iterator[None]:
         raise RobustevalError(f"{what} failed: {summary(error)}") from error
 
 
-@dataclass
+@dataclass(frozen=True)
 class Passes:
     """Images sent forward and backward through the network so far.
 
@@ -65,8 +65,15 @@ class Probe(nn.Module):
         self.model, self.exact = model, how == EXACT
         self._asked, self._search = model, searched(model, how)
         self.batch_size = batch_size
-        self.passes = Passes()
+        self._forward = self._backward = 0
+        self._odd: Tensor | None = None  # gradients that are zero or not finite, counted on the device
         self.eval()
+
+    @property
+    def passes(self) -> Passes:
+        """What went through so far; waits for the device, so not to be read at every step."""
+        zero, non_finite = (0, 0) if self._odd is None else self._odd.tolist()
+        return Passes(self._forward, self._backward, zero, non_finite)
 
     @contextmanager
     def searching(self) -> Iterator[Probe]:
@@ -79,7 +86,7 @@ class Probe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 logits (N, K) for images (N, C, H, W) in [0,1]."""
-        self.passes.forward += len(x)
+        self._forward += len(x)
         asked: list[Tensor] = []
         if x.requires_grad:
             x = x.view_as(x)  # a hook on the caller's own tensor would outlive this call
@@ -90,14 +97,14 @@ class Probe(nn.Module):
         return logits
 
     def _count_backward(self, grad: Tensor, asked: list[Tensor]) -> None:
-        self.passes.backward += len(grad)
+        self._backward += len(grad)
         asked.append(grad.detach().abs().amax(1) > 0)
 
     def _look_at(self, grad: Tensor, asked: list[Tensor]) -> None:
         """Count what came back; a loss that asks nothing of the logits gets nothing from the model."""
         size = grad.detach().flatten(1).abs().amax(1)
-        self.passes.zero += int(((size == 0) & asked.pop()).sum())
-        self.passes.non_finite += int((~size.isfinite()).sum())
+        odd = torch.stack([(size == 0) & asked.pop(), ~size.isfinite()]).sum(1)
+        self._odd = odd if self._odd is None else self._odd + odd
 
     def _call(self, x: Tensor) -> Tensor:
         logits: Any = self._asked(x)
