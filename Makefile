@@ -29,7 +29,7 @@ $(DEV_READY): $(READY)
 test: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
-# Whole suites of AutoAttack beside the original, processes killed again and again: minutes each.
+# Whole suites of AutoAttack beside the original, commands interrupted and killed, forgeries by the hundred.
 test-slow: $(DEV_READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal -m slow $(ARGS)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/evaluate_speed.py --model runs/latest --dataset fashion_mnist --data-dir DATA --eps 0.1
 
-All contestants run in one process on the same samples, in a new random order in every round, and ratios are taken
-within rounds (median and range), because machines are noisy. What is robust to each is counted, too: speed alone says
-nothing.
+Each contestant has a process of its own, as settings of one would help or hinder the others, and they take turns on the
+same samples, in a new random order in every round. Ratios are taken within rounds (median and range), because machines
+are noisy. What is robust to each is counted, too: speed alone says nothing.
 
     rapid, rapid bfloat16, standard, foolbox    our suites, with all that an evaluation does to each sample
     rapid bfloat16 compiled                     only where --only names it
@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from torch import Tensor
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, judge_samples, prepare
 from robusteval.evaluation.suite import load_suite
+from robusteval.processes import worker_pool
 from robusteval.provenance import environment
 from robusteval.report import Search
 from robusteval.rng import SampleRng
@@ -91,34 +93,53 @@ def torchattacks(plan: Plan) -> Contestant:
     return run
 
 
-def contestants(plan: Plan, folder: Path | None, only: Sequence[str]) -> dict[str, Contestant]:
-    """Return everyone who takes part; ``standard`` always does, as ratios are to its time."""
-    everyone = {name: suite(plan, *how) for name, how in SUITES.items()}
-    everyone["pyautoattack"] = bare(plan)
+def contestants(plan: Plan, folder: Path | None) -> dict[str, Contestant]:
+    """Return everyone who can take part."""
+    everyone = {name: suite(plan, *how) for name, how in SUITES.items()} | {"pyautoattack": bare(plan)}
     if folder:
-        sys.path.insert(0, str(folder))
+        sys.path.append(str(folder))
         everyone["torchattacks"] = torchattacks(plan)
-    wanted = {*only, "standard"} if only else set(everyone) - {COMPILED}
-    if unknown := wanted - set(everyone):
-        raise click.UsageError(f"no contestant is called {', '.join(sorted(unknown))}; there are {', '.join(everyone)}")
-    return {name: one for name, one in everyone.items() if name in wanted}
+    return everyone
 
 
-def measure(plan: Plan, everyone: Mapping[str, Contestant], places: Tensor, rounds: int) -> dict[str, dict[str, Any]]:
-    """Return seconds and robust samples, by contestant and round; each round has its own part of ``places``."""
-    found: dict[str, dict[str, Any]] = {name: {"seconds": [], "robust": []} for name in everyone}
+class _Turns:
+    """What a contestant's process keeps between its turns."""
+
+    device: torch.device
+    run: Contestant
+
+
+def _begin(config: EvalConfig, folder: Path | None, name: str) -> None:
+    torch.set_num_threads(1)
+    plan = prepare(config)
+    _Turns.device, _Turns.run = plan.device, staticmethod(contestants(plan, folder)[name])
+
+
+def _take(places: Tensor) -> tuple[list[bool], float]:
+    """Return which samples are robust, and the seconds it took."""
+    began = time.perf_counter()
+    robust = _Turns.run(places)
+    if _Turns.device.type == "cuda":
+        torch.cuda.synchronize()
+    return robust, time.perf_counter() - began
+
+
+def measure(
+    config: EvalConfig, folder: Path | None, names: Sequence[str], places: Tensor, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Return seconds by round and which samples are robust, by contestant; each round has its part of ``places``."""
+    found: dict[str, dict[str, Any]] = {name: {"seconds": [], "robust": []} for name in names}
     order = random.Random(0)
-    for one in everyone.values():
-        one(places[:2])  # what is done once in a process is not anyone's time
-    for turn, part in enumerate(places.chunk(rounds)):
-        for name in order.sample(list(everyone), len(everyone)):
-            began = time.perf_counter()
-            robust = everyone[name](part)
-            if plan.device.type == "cuda":
-                torch.cuda.synchronize()
-            found[name]["seconds"].append(time.perf_counter() - began)
-            found[name]["robust"] += robust
-            print(f"round {turn + 1}/{rounds} {name} {found[name]['seconds'][-1]:.1f} s", file=sys.stderr, flush=True)
+    with ExitStack() as stack:
+        turns = {name: stack.enter_context(worker_pool(1, "--only", _begin, config, folder, name)) for name in names}
+        for one in turns.values():
+            one.submit(_take, places[:2]).result()  # what is done once in a process is not anyone's time
+        for turn, part in enumerate(places.chunk(rounds)):
+            for name in order.sample(list(names), len(names)):
+                robust, seconds = turns[name].submit(_take, part).result()
+                found[name]["seconds"].append(seconds)
+                found[name]["robust"] += robust
+                print(f"round {turn + 1}/{rounds} {name} {seconds:.1f} s", file=sys.stderr, flush=True)
     return found
 
 
@@ -151,13 +172,13 @@ def markdown(record: Mapping[str, Any]) -> str:
 @click.option("--rounds", default=4, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--torchattacks", "folder", type=click.Path(path_type=Path), help="Folder that has torchattacks.")
-@click.option("--only", multiple=True, help="A contestant; may be repeated.  [default: all]")
+@click.option("--only", "names", multiple=True, help="A contestant besides `standard`; may be repeated.")
 @output
 def main(
     samples: int,
     rounds: int,
     folder: Path | None,
-    only: tuple[str, ...],
+    names: tuple[str, ...],
     json_file: Path | None,
     markdown_file: Path | None,
     architecture: str | None,
@@ -167,8 +188,15 @@ def main(
     torch.set_num_threads(1)
     settings = {key: value for key, value in given.items() if value is not None}
     settings |= {"architecture": {"name": architecture}} if architecture else {}
-    plan = prepare(EvalConfig.model_validate({**settings, "limit": samples, "chunk_size": -(-samples // rounds)}))
-    found = measure(plan, contestants(plan, folder, only), torch.arange(len(plan.split)), rounds)
+    config = EvalConfig.model_validate({**settings, "limit": samples, "chunk_size": -(-samples // rounds)})
+    plan = prepare(config)
+    everyone = contestants(plan, folder)
+    if unknown := set(names) - set(everyone):
+        raise click.UsageError(
+            f"no contestant is called {', '.join(sorted(unknown))}; there are {', '.join(everyone)}."
+        )
+    wanted = [name for name in everyone if (name in (*names, "standard") if names else name != COMPILED)]
+    found = measure(config, folder, wanted, torch.arange(len(plan.split)), rounds)
     about = f"{plan.model.name}, {plan.split.info.title}, {plan.threat.norm.value} {plan.threat.label}"
     record = {
         "setting": f"{about}, {len(plan.split)} images in {rounds} rounds, {plan.device}",

@@ -232,6 +232,7 @@ def count(folder: Path) -> int:
     return len(list(folder.glob("*.json"))) if folder.is_dir() else 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_130_says_so_and_resumes(cli: Cli, tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "slow.toml").write_text(SLOW_SUITE)
     arguments = ("evaluate", "--model", str(model_folder), *SLOW, "--workers", "2", "--out", "run")

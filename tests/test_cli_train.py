@@ -101,6 +101,7 @@ def test_kill_at_three_moments_and_the_same_command_give_identical_weights(
     assert (code, out.splitlines()[0]) == (0, "already complete: epoch 20 of 20")
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_130_and_resume_needs_no_settings(cli: Cli, tmp_path: Path, uninterrupted: Path):
     run = tmp_path / "run"
     stopped = interrupt(run, (*TINY, "--epochs", "20", "--out", str(run)), signal.SIGINT)

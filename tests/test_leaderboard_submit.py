@@ -18,6 +18,7 @@ from robusteval.evaluation.validate import seal
 from robusteval.leaderboard.store import Store
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_submitted_and_checked(
     model_folder: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

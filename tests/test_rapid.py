@@ -51,6 +51,30 @@ def test_passes_are_those_of_the_climbs_that_are_kept() -> None:
     assert probe.passes.backward == (per_sample - 2) * int(robust.sum())
 
 
+def test_each_restart_climbs_towards_every_target() -> None:
+    """3 wrong classes from 2 points for 5 steps, then 2 climbs for the other 25 and a last look."""
+    net, x, y = samples(64)
+    robust = net.exactly_robust(x, y)
+    probe = Probe(net, 512)
+    attack = Halving(steps=30, targets=3, restarts=2, keep=((5, 2),))
+    attack(probe, x[robust], y[robust], THREAT, RNG.take(robust.nonzero()[:, 0]))
+    assert probe.passes.forward == (1 + 6 * 5 + 2 * 26) * int(robust.sum())
+
+
+def test_more_restarts_never_do_worse(digits_net: Classifier, digits: Any) -> None:
+    """The first starts are the same, so only the best of more climbs is returned; somewhere it is another."""
+    x, y, threat = digits.images(slice(0, 48)), digits.labels[:48], ThreatModel.parse("Linf", "0.05")
+    margins = []
+    for restarts in (1, 4):
+        attack = Halving(steps=10, targets=2, restarts=restarts, keep=())
+        z = digits_net(attack(digits_net, x, y, threat, RNG.take(torch.arange(48))).candidates)
+        margins.append(z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], -1e9).amax(1))
+    one, four = margins
+    compared = (one > 0) & (digits_net(x).argmax(1) == y)
+    assert (four <= one)[compared].all()
+    assert (four < one)[compared].any()
+
+
 def test_a_sample_is_attacked_alike_in_any_company(
     digits_net: Classifier, digits: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -233,6 +233,7 @@ SPLITTING = BaB(seconds=0.0, steps=1, inner_steps=0, split_steps=5)
 """Bounds so loose that much has to be split."""
 
 
+@pytest.mark.slow
 def test_no_evidence_whatsoever_proves_what_is_false() -> None:
     """Proofs of other samples and networks, shuffled, cut short, out of range or not numbers at all."""
     rng, draw, tried = SampleRng(0, (0, 1), 0), random.Random(0), 0

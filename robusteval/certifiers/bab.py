@@ -32,7 +32,7 @@ class BaB(AlphaCrown):
     """
 
     refutes: ClassVar[bool] = True
-    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"seconds": 0.0, "domains": 300},)
+    EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = ({"seconds": 0.0, "domains": 100},)
 
     domains: int = 20000
     seconds: float = 10.0
