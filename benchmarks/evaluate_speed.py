@@ -2,9 +2,10 @@
 
     python benchmarks/evaluate_speed.py --model runs/latest --dataset fashion_mnist --data-dir DATA --eps 0.1
 
-Each contestant has a process of its own, as settings of one would help or hinder the others, and they take turns on the
-same samples, in a new random order in every round. Ratios are taken within rounds (median and range), because machines
-are noisy. What is robust to each is counted, too: speed alone says nothing.
+Each contestant has a process of its own and one CPU thread; libraries are called as their documentation does, so they
+do not freeze the weights. Contestants take turns on the same samples, in a new random order in every round, and ratios
+are taken within rounds (median and range), because machines are noisy. What is robust to each is counted, too: speed
+alone says nothing.
 
     rapid, rapid bfloat16, standard, foolbox    our suites, with all that an evaluation does to each sample
     rapid bfloat16 compiled                     only where --only names it
@@ -93,13 +94,12 @@ def torchattacks(plan: Plan) -> Contestant:
     return run
 
 
-def contestants(plan: Plan, folder: Path | None) -> dict[str, Contestant]:
-    """Return everyone who can take part."""
-    everyone = {name: suite(plan, *how) for name, how in SUITES.items()} | {"pyautoattack": bare(plan)}
-    if folder:
-        sys.path.append(str(folder))
-        everyone["torchattacks"] = torchattacks(plan)
-    return everyone
+LIBRARIES: dict[str, Callable[[Plan], Contestant]] = {"pyautoattack": bare, "torchattacks": torchattacks}
+
+
+def contestant(plan: Plan, name: str) -> Contestant:
+    """Return who is called ``name``."""
+    return suite(plan, *SUITES[name]) if name in SUITES else LIBRARIES[name](plan)
 
 
 class _Turns:
@@ -111,8 +111,11 @@ class _Turns:
 
 def _begin(config: EvalConfig, folder: Path | None, name: str) -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # full float32 for everyone, as our suites have it
+    if folder:
+        sys.path.append(str(folder))
     plan = prepare(config)
-    _Turns.device, _Turns.run = plan.device, staticmethod(contestants(plan, folder)[name])
+    _Turns.device, _Turns.run = plan.device, staticmethod(contestant(plan, name))
 
 
 def _take(places: Tensor) -> tuple[list[bool], float]:
@@ -190,11 +193,9 @@ def main(
     settings |= {"architecture": {"name": architecture}} if architecture else {}
     config = EvalConfig.model_validate({**settings, "limit": samples, "chunk_size": -(-samples // rounds)})
     plan = prepare(config)
-    everyone = contestants(plan, folder)
+    everyone = [*SUITES, *(name for name in LIBRARIES if folder or name != "torchattacks")]
     if unknown := set(names) - set(everyone):
-        raise click.UsageError(
-            f"no contestant is called {', '.join(sorted(unknown))}; there are {', '.join(everyone)}."
-        )
+        raise click.UsageError(f"no contestant is called {', '.join(unknown)}; there are {', '.join(everyone)}.")
     wanted = [name for name in everyone if (name in (*names, "standard") if names else name != COMPILED)]
     found = measure(config, folder, wanted, torch.arange(len(plan.split)), rounds)
     about = f"{plan.model.name}, {plan.split.info.title}, {plan.threat.norm.value} {plan.threat.label}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,6 @@ from robusteval.errors import UsageError
 PACKAGES = ("robusteval", "torch", "torchvision", "pyautoattack", "foolbox", "robustbench", "numpy", "pillow", "scipy")
 DECIDING = ("robusteval", "torch", "pyautoattack", "foolbox")
 """Packages whose version may change a verdict."""
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of glibc's `mallopt`, from malloc.h."""
 
 
 class Environment(BaseModel):
@@ -98,25 +93,9 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-@cache
-def keep_memory() -> None:
-    """Let this process keep the memory of freed tensors for the next ones, where its allocator is glibc's.
-
-    By default large blocks go back to the system each time and come again page by page, which took between a tenth and
-    a third of the time of passes through small networks. Peak memory stays what it was, give or take a tenth.
-    """
-    if mallopt := getattr(ctypes.CDLL(None) if os.name == "posix" else None, "mallopt", None):
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
 @contextmanager
 def deterministic(threads: int | None = None) -> Iterator[None]:
-    """Ask torch for deterministic, full float32 kernels and ``threads`` CPU threads; restore all afterwards.
-
-    Only `keep_memory` lasts.
-    """
-    keep_memory()
+    """Ask torch for deterministic, full float32 kernels and ``threads`` CPU threads; restore all afterwards."""
     strictness, before = torch.get_deterministic_debug_mode(), torch.get_num_threads()
     precision = torch.get_float32_matmul_precision()
     memory: Any = torch.utils.deterministic

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +12,6 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from conftest import environment
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -451,27 +447,3 @@ def test_validate_does_not_follow_paths_out_of_the_folder(finished: Path, tmp_pa
     fact = {"path": "../secret", "bytes": 1, "sha256": file_digest(secret)}
     edit(folder / MANIFEST, lambda m: m["files"].append(fact))
     assert any("outside" in problem for problem in validate(folder))
-
-
-FREED = """
-import ctypes, torch
-from robusteval.provenance import deterministic
-libc = ctypes.CDLL(None)
-class Info(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd rest".split()]
-    _fields_[-1] = ("rest", ctypes.c_size_t * 5)
-libc.mallinfo2.restype = Info
-def mapped():
-    before, block = libc.mallinfo2().hblks, torch.empty(2**24)
-    return libc.mallinfo2().hblks - before
-first = mapped()
-with deterministic():
-    pass
-print(first, mapped())
-"""
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="the allocator is not glibc's, or is old")
-def test_large_tensors_no_longer_come_from_the_system_one_by_one() -> None:
-    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, env=environment(), check=True)
-    assert done.stdout.split() == ["1", "0"]

@@ -25,7 +25,7 @@ from robusteval.runs import digest
 from robusteval.threat import ThreatModel
 from robusteval.verdict import Verdict
 
-RNG = SampleRng(0, tuple(range(64)), 0)
+RNG, LONG = (SampleRng(0, tuple(range(count)), 0) for count in (64, 256))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from([-1.0, 0.0, 1.0, 2.0])), max_size=20), st.integers(1, 4))
@@ -59,6 +59,27 @@ def test_each_restart_climbs_towards_every_target() -> None:
     attack = Halving(steps=30, targets=3, restarts=2, keep=((5, 2),))
     attack(probe, x[robust], y[robust], THREAT, RNG.take(robust.nonzero()[:, 0]))
     assert probe.passes.forward == (1 + 6 * 5 + 2 * 26) * int(robust.sum())
+
+
+@pytest.mark.parametrize("restarts", [1, 4])
+def test_nothing_is_run_twice_to_save_memory(digits_net: Classifier, digits: Any, restarts: int) -> None:
+    """Batches fit into the probe's, so what it counts is what the network runs, but for filling up."""
+    ran, probe = [], Probe(digits_net, 250)
+    watch = digits_net.register_forward_hook(lambda _, given, __: ran.append(len(given[0])))
+    attack = Halving(steps=12, targets=9, restarts=restarts, keep=((3, 3),))
+    with watch:
+        attack(probe, digits.images(slice(0, 90)), digits.labels[:90], ThreatModel.parse("Linf", "0.01"), LONG)
+    assert probe.passes.forward == sum(ran) > 90 * restarts
+
+
+def test_inputs_in_groups_are_inputs_together(
+    digits_net: Classifier, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (digits.images(slice(0, 40)), digits.labels[:40], ThreatModel.parse("Linf", "0.1"), LONG)
+    attack = Halving(steps=8, targets=3, restarts=2, keep=((3, 2),))
+    together = attack(Probe(digits_net, 250), *given).candidates
+    monkeypatch.setattr("robusteval.attacks.halving.HELD", 50)
+    assert torch.equal(attack(Probe(digits_net, 250), *given).candidates, together)
 
 
 def test_more_restarts_never_do_worse(digits_net: Classifier, digits: Any) -> None:

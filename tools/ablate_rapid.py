@@ -111,7 +111,7 @@ def main() -> None:
         by_net.append(
             cached(
                 options.keep,
-                f"ablation-{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}",
+                f"ablation-{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}-{PIECE}",
                 lambda p=plan: measured(p),
             )
         )

@@ -84,7 +84,7 @@ def train(data: Path, folder: Path, objective: str, norm: str, eps: str) -> Path
 def judged(plan: Plan, first: int) -> dict[str, Any]:
     """Run both suites on the part of the samples that begins at ``first``."""
     places = range(first, min(first + PART, len(plan.split)))
-    sides = side_by_side(plan, reference(plan, "standard"), places, PART)
+    sides = side_by_side(plan, reference(plan, "standard"), places, PART, begin=first // PART)
     return {
         side.plan.suite.name: {
             "verdicts": {str(sample): verdict.value for sample, verdict in side.verdicts.items()},
@@ -142,7 +142,7 @@ def main() -> None:
         plan, parts = net.plan(options.data, options.keep, options.samples), []
         judge_samples(plan, torch.arange(16), SampleRng(0, tuple(range(16)), 0))  # what is done once in a process
         for first in range(0, len(plan.split), PART):
-            name = f"{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}-{first}"
+            name = f"{net.name}-{plan.suite.sha256[:8]}-{len(plan.split)}-{first}-{PART}"
             parts.append(cached(options.keep, name, lambda p=plan, f=first: judged(p, f)))
             figures, note = row(net.title, parts)
             print(*figures, note, flush=True)

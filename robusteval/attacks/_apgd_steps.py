@@ -56,9 +56,9 @@ class Climb:
         return replace(self, **{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def parts(self, each: int, size: int) -> list[Self]:
-        """Return it in parts of about ``size`` samples; runs of ``each`` stay together, of which it consists."""
+        """Return it in parts of at most ``size`` samples; runs of ``each`` stay together, of which it consists."""
         runs = torch.arange(len(self.rows), device=self.rows.device).view(-1, each)
-        return [self.keep(part.flatten()) for part in runs.tensor_split(max(1, -(-len(self.rows) // size)))]
+        return [self.keep(part.flatten()) for part in runs.tensor_split(parts_of(len(runs), size // each))]
 
     def look(self, model: nn.Module, loss: Loss, slope: bool) -> Tensor:
         """Update value, gradient (if ``slope``) and best point at ``point``; return which samples are misclassified.
@@ -149,6 +149,11 @@ class SparseClimb(Climb):
 
 
 AnyClimb = MomentumClimb | SparseClimb
+
+
+def parts_of(count: int, size: int) -> int:
+    """Return into how many parts of at most ``size``, at least 1 each, ``count`` things go."""
+    return max(1, -(-count // max(1, size)))
 
 
 def join(parts: Sequence[AnyClimb]) -> AnyClimb:

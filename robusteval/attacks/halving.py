@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robusteval.attacks._apgd_steps import AnyClimb, Loss, begin, checkpoints, join
+from robusteval.attacks._apgd_steps import AnyClimb, Loss, begin, checkpoints, join, parts_of
 from robusteval.attacks._finds import Finds
 from robusteval.attacks._losses import targeted
 from robusteval.attacks._nearness import is_near
@@ -17,8 +17,8 @@ from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
 from robusteval.threat import Norm, ThreatModel
 
-ROWS = 256
-"""How many climbs run at once: more need memory, fewer leave a device idle."""
+ROWS, HELD = 250, 2000
+"""How many climbs run at once (more need memory, fewer leave a device idle), and how many are held, of whole inputs."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Halving:
     """Auto-PGD towards many classes at once, of which the least promising are given up on the way.
 
     Each input starts one climb towards each of its ``targets`` most likely wrong classes from each of ``restarts``
-    random points. After the steps that ``keep`` names, only so many of an input's climbs go on: those whose loss is
-    largest (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943, over the targets of APGD-T, Croce & Hein
-    2020, arXiv 2003.01690). A climb's own steps are those of Auto-PGD with ``steps`` in all. An input leaves, with all
-    its climbs, as soon as one has it misclassified within ``threat``. With ``reach`` it also leaves, after the last of
-    ``keep``, if what is left of its margin is at least ``reach`` times what it lost so far, unless it hardly moved
-    (`_nearness.is_near`).
+    random points, of which more begin with those of fewer. After the steps that ``keep`` names, only so many of an
+    input's climbs go on: those whose loss is largest (successive halving, Jamieson & Talwalkar 2016, arXiv 1502.07943,
+    over the targets of APGD-T, Croce & Hein 2020, arXiv 2003.01690). A climb's own steps are those of Auto-PGD with
+    ``steps`` in all. An input leaves, with all its climbs, as soon as one has it misclassified within ``threat``. With
+    ``reach`` it also leaves, after the last of ``keep``, if what is left of its margin is at least ``reach`` times what
+    it lost so far, unless it hardly moved (`_nearness.is_near`).
     """
 
     EXAMPLES: ClassVar[tuple[Mapping[str, Any], ...]] = (
@@ -78,23 +78,36 @@ class Halving:
         finds = Finds(x, logits.argmax(1) != y)
         count = min(self.targets, logits.shape[1] - 1)
         loss, adaptations = targeted(self.loss, self.targets, logits.shape[1])
-        rows = finds.left()
-        if len(rows):
-            climb = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
-            climb, count = replace(climb, rows=rows[climb.rows]), count * self.restarts
-            for first, last, kept in self._rounds():
-                if len(climb.rows) == 0:
-                    break
-                parts = climb.parts(count, ROWS)
-                climb = join([self._climbed(model, loss, part, threat, finds, range(first, last)) for part in parts])
-                climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
-                if self.reach is not None and last == self.keep[-1][0]:
-                    _offer(climb, finds)
-                    clean = -loss(logits[climb.rows].double(), climb.y, climb.target)
-                    near = is_near(clean, -climb.best_value, self.reach)
-                    climb = climb.keep(torch.isin(climb.rows, climb.rows[near]))
-            _offer(climb, finds)
+        left, each = finds.left(), count * self.restarts
+        for rows in left.tensor_split(parts_of(len(left), HELD // each)):
+            if len(rows):
+                begun = self._begin(logits[rows], x[rows], y[rows], threat, rng.take(rows), count)
+                self._climb(model, loss, replace(begun, rows=rows[begun.rows]), each, logits, threat, finds)
         return AttackResult(threat.hold(x, finds.points), tuple(adaptations))
+
+    def _climb(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        climb: AnyClimb,
+        count: int,
+        logits: Tensor,
+        threat: ThreatModel,
+        finds: Finds,
+    ) -> None:
+        """Let the climbs of some inputs, ``count`` each, compete; ``logits`` (N, K) are those of all clean inputs."""
+        for first, last, kept in self._rounds():
+            if len(climb.rows) == 0:
+                break
+            parts = climb.parts(count, ROWS)
+            climb = join([self._climbed(model, loss, part, threat, finds, range(first, last)) for part in parts])
+            climb, count = climb.keep(leading(climb.rows, climb.best_value, kept)), min(count, kept)
+            if self.reach is not None and last == self.keep[-1][0]:
+                _offer(climb, finds)
+                clean = -loss(logits[climb.rows].double(), climb.y, climb.target)
+                near = is_near(clean, -climb.best_value, self.reach)
+                climb = climb.keep(torch.isin(climb.rows, climb.rows[near]))
+        _offer(climb, finds)
 
     def _begin(self, logits: Tensor, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng, count: int) -> AnyClimb:
         """Return climbs towards ``count`` classes from every start for each input, next to each other."""

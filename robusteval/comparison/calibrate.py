@@ -64,15 +64,16 @@ class Side:
 
 
 def side_by_side(
-    plan: Plan, other: Plan, places: Sequence[int], size: int, told: Told = lambda done, name: None
+    plan: Plan, other: Plan, places: Sequence[int], size: int, told: Told = lambda done, name: None, begin: int = 0
 ) -> tuple[Side, Side]:
     """Judge the samples at ``places`` with both plans, ``size`` at a time, in one process and in turns.
 
-    Which of the two begins alternates, so that neither has the warmer machine. Raises `SoundnessContradiction` where
-    one proves what the other breaks.
+    Which of the two begins alternates, so that neither has the warmer machine. Parts are numbered from ``begin`` on,
+    and their randomness follows from the number. Raises `SoundnessContradiction` where one proves what the other
+    breaks.
     """
     sides = (Side(plan, {}, []), Side(other, {}, []))
-    for part, first in enumerate(range(0, len(places), size)):
+    for part, first in enumerate(range(0, len(places), size), start=begin):
         some = places[first : first + size]
         for side in sides if part % 2 == 0 else sides[::-1]:
             side.judge(some, part)
