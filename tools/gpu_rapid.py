@@ -14,26 +14,30 @@ reaches in bfloat16 on one large matrix product. Passes inside proofs are not co
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import torch
 from _nets import cifar_cnn_a_adv
 from _study import MARK, ROOT, cached, publish, table, versions
 from gpu_study import INTERRUPTED, TINY, run_for
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from robusteval.comparison.calibrate import Side, reference
 from robusteval.evaluation.config import EvalConfig
 from robusteval.evaluation.plan import Plan, prepare
+from robusteval.models.io import weights_digest
 from robusteval.settings import flatten
 from robusteval.training.recipes import load_recipe
+from robusteval.verdict import ROBUST, Verdict
 
 Way = tuple[str, str, bool]
 """A suite, the precision of its search, and whether that is compiled."""
@@ -44,26 +48,26 @@ WAYS: tuple[Way, ...] = (
 )
 HEADER = ("suite", "robust", "only it breaks", "only `standard` breaks", "seconds", "ratio", "images per second")
 HEADER += ("passes per image", "passes per second", "share of the bfloat16 rate")
-PROFILED, LINES = 100, 15
+PROFILED, LINES = ("apgd-margin", "halving"), 15
+WARMING = 16
+WARM: set[Way] = set()
+"""What has run in this process."""
 
 
 def train(data: str, folder: Path, epochs: int, minutes: float, dry_run: bool) -> None:
     """Train, or go on; leave the process if there is more to do."""
-    if (folder / "best" / "config.json").is_file() and (folder / "done").is_file():
-        return
     settings = flatten(load_recipe("unified").settings) | {"objective.name": "at", "dataset": "cifar10"}
     settings |= {"data_dir": data, "epochs": epochs, "precision": "bfloat16", "channels_last": True, "device": "cuda"}
     settings |= {**TINY, "device": "cpu"} if dry_run else {}
     sets = [f"--set={key}={json.dumps(value)}" for key, value in settings.items()]
-    how = ["--resume", str(folder)] if (folder / "config.json").is_file() else [*sets, "--out", str(folder)]
-    code = run_for([sys.executable, str(ROOT / "cli.py"), "train", *how], minutes)
-    if code == 0:
-        (folder / "done").touch()
-    else:
-        leave("training was interrupted") if code == INTERRUPTED else sys.exit(code)
+    code = run_for([sys.executable, str(ROOT / "cli.py"), "train", *sets, "--out", str(folder)], minutes)
+    if code == INTERRUPTED:
+        leave("training was interrupted")
+    if code:
+        sys.exit(code)
 
 
-def leave(why: str) -> None:
+def leave(why: str) -> NoReturn:
     """End the call."""
     print(f"{why}; the same call goes on", file=sys.stderr)
     sys.exit(INTERRUPTED)
@@ -77,10 +81,14 @@ def one_way(plan: Plan, way: Way) -> Plan:
 
 
 def judged(plan: Plan, way: Way, first: int, part: int) -> dict[str, Any]:
-    """Judge the samples of the part that begins at ``first``."""
+    """Judge the samples of the part that begins at ``first``, after what is done once in a process."""
+    if way not in WARM:
+        Side(one_way(plan, way), {}, []).judge(range(min(WARMING, len(plan.split))), 0)
+        WARM.add(way)
     side = Side(one_way(plan, way), {}, [])
     side.judge(range(first, min(first + part, len(plan.split))), first // part)
-    return {"robust": sorted(side.robust), "seconds": side.seconds[0], "passes": side.forward + side.backward}
+    verdicts = {str(sample): verdict.value for sample, verdict in side.verdicts.items()}
+    return {"verdicts": verdicts, "seconds": side.seconds[0], "passes": side.forward + side.backward}
 
 
 def device_rate(device: torch.device) -> float:
@@ -106,34 +114,44 @@ def operations(plan: Plan) -> int:
 
 
 def profiled(plan: Plan, way: Way) -> dict[str, Any]:
-    """Return where the time of one small part goes, the dearest operators first."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if plan.device.type == "cuda" else [])]
-    began = time.perf_counter()
-    with profile(activities=activities, acc_events=True) as record:
-        judged(plan, way, 0, min(PROFILED, len(plan.split)))
-    wall, events = time.perf_counter() - began, record.key_averages()
-    on_device = [(event.key, event.self_device_time_total / 1e6, event.count) for event in events]
-    on_host = [(event.key, event.self_cpu_time_total / 1e6, event.count) for event in events]
-    most = sorted(on_device if plan.device.type == "cuda" else on_host, key=lambda one: -one[1])
-    return {"wall": wall, "busy": sum(seconds for _, seconds, _ in most), "operators": most[:LINES]}
+    """Return where the time of attacks on a few images goes, the dearest first: kernels, or operators on a CPU."""
+    whole = one_way(plan, way)
+    attacks = replace(
+        whole, suite=replace(whole.suite, specs=tuple(s for s in whole.suite.specs if s.name in PROFILED))
+    )
+    side, places = Side(attacks, {}, []), range(min(WARMING, len(plan.split)))
+    side.judge(places, 0)
+    cuda = plan.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as record:
+        side.judge(places, 0)
+    spent = [
+        (event.key, (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6, event.count)
+        for event in record.key_averages()
+        if not cuda or event.device_type == DeviceType.CUDA
+    ]
+    most = sorted(spent, key=lambda one: -one[1])
+    return {"plain": side.seconds[0], "busy": sum(seconds for _, seconds, _ in most), "operators": most[:LINES]}
 
 
-def rows(found: dict[Way, list[dict[str, Any]]], samples: int, cost: int, rate: float) -> list[list[object]]:
-    """Return the table."""
-    least = found[WAYS[0]]
-    kept = {way: {i for part in parts for i in part["robust"]} for way, parts in found.items()}
-    lines = []
+def rows(found: dict[Way, list[dict[str, Any]]], cost: int, rate: float) -> list[list[object]]:
+    """Return the table. Raises `SystemExit` where one way proved what another broke."""
+    verdicts = {way: {i: v for part in parts for i, v in part["verdicts"].items()} for way, parts in found.items()}
+    kept = {way: {int(i) for i, v in said.items() if v in ROBUST} for way, said in verdicts.items()}
+    for sample in verdicts[WAYS[0]]:
+        if {Verdict.BROKEN, Verdict.CERTIFIED} <= {said[sample] for said in verdicts.values()}:
+            raise SystemExit(f"sample {sample} was both proved and broken: no number here can be trusted")
+    least, lines = found[WAYS[0]], []
     for way, parts in found.items():
         suite, precision, compiled = way
         seconds, passes = (sum(part[key] for part in parts) for key in ("seconds", "passes"))
-        only = [", ".join(map(str, sorted(a - b))) or "none" for a, b in ((kept[WAYS[0]], kept[way]),)]
-        only += [", ".join(map(str, sorted(kept[way] - kept[WAYS[0]]))) or "none"]
+        breaks, misses = kept[WAYS[0]] - kept[way], kept[way] - kept[WAYS[0]]
+        differs = [", ".join(map(str, sorted(ids))) or "none" for ids in (breaks, misses)]
         ratios = [a["seconds"] / b["seconds"] for a, b in zip(least, parts, strict=True)]
         total = f"{sum(a['seconds'] for a in least) / seconds:.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-        name = f"{suite}, {precision}{', compiled' if compiled else ''}"
+        name, samples = f"{suite}, {precision}{', compiled' if compiled else ''}", len(verdicts[way])
         speeds = [f"{samples / seconds:.1f}", f"{passes / samples:.0f}", f"{passes / seconds:.0f}"]
         share = f"{100 * passes * cost / seconds / rate:.1f} %"
-        lines.append([name, len(kept[way]), *only, f"{seconds:.0f}", total, *speeds, share])
+        lines.append([name, len(kept[way]), *differs, f"{seconds:.0f}", total, *speeds, share])
     return lines
 
 
@@ -155,26 +173,30 @@ def main(data: str, keep: Path, minutes: float, epochs: int, samples: int, part:
     rest = {"suite": "rapid", "limit": samples, "chunk_size": part, "device": "cpu" if dry_run else "cuda"}
     config = {**(cifar_cnn_a_adv(Path(data)) if dry_run else net), **rest}
     plan = prepare(EvalConfig.model_validate(config))
+    name = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
+    about = [weights_digest(plan.model.module), plan.suite.sha256, len(plan.split), part, name, torch.__version__]
+    results = keep / hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
     found: dict[Way, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    judged(plan, WAYS[-1], 0, min(16, part))  # compiling is done once and is no part's time
     for turn, first in enumerate(range(0, len(plan.split), part)):
         for way in WAYS if turn % 2 == 0 else WAYS[::-1]:
-            if time.monotonic() > ends:
+            file = "-".join([*map(str, way), str(first)])
+            if not (results / f"{file}.json").is_file() and time.monotonic() > ends:
                 leave("time is up")
-            name = "-".join([*map(str, way), plan.suite.sha256[:8], str(first), str(part)])
-            found[way].append(cached(keep, name, lambda w=way, f=first: judged(plan, w, f, part)))
+            found[way].append(cached(results, file, lambda w=way, f=first: judged(plan, w, f, part)))
             print(*way, first, f"{found[way][-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     cost, rate = operations(plan), device_rate(plan.device)
-    spent = cached(keep, f"profile-{plan.suite.sha256[:8]}", lambda: profiled(plan, WAYS[2]))
-    name = torch.cuda.get_device_name() if plan.device.type == "cuda" else "CPU"
+    spent = cached(results, "profile", lambda: profiled(plan, WAYS[2]))
     said = f"{plan.model.name}, {plan.split.info.title}, Linf {plan.threat.label}, {len(plan.split)} images, {name}. "
     said += f"One image costs {cost / 1e9:.2f} Gflop forward; the device reaches {rate / 1e12:.1f} Tflop/s in bfloat16."
     operators = table(
         ("operator", "seconds", "calls"), [[key, f"{took:.2f}", count] for key, took, count in spent["operators"]]
     )
-    left = f"What is left, {' '.join(WAYS[2][:2])}, first {min(PROFILED, len(plan.split))} images under the profiler: "
-    left += f"{spent['wall']:.1f} s, operators {spent['busy']:.1f} s of it."
-    figures = [said, table(HEADER, rows(found, len(plan.split), cost, rate)), left, operators, versions("torch")]
+    left = (
+        f"What is left: {' and '.join(PROFILED)} of {' '.join(WAYS[2][:2])} on {min(WARMING, len(plan.split))} images "
+    )
+    left += f"took {spent['plain']:.2f} s without the profiler; with it, what follows and the rest took {spent['busy']:.2f}."
+    table_of_all = table(HEADER, rows(found, cost, rate))
+    figures = [said, table_of_all, left, operators, versions("torch")]
     if dry_run:
         print(f"{MARK}\n" + "\n\n".join(figures))
     else:
