@@ -29,7 +29,7 @@ from robusteval.evaluation.judge import judge
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import ATTACKS, load_suite
 from robusteval.rng import SampleRng, generator
-from robusteval.testing._problems import SHAPE, THREATS, classifier, corner
+from robusteval.testing._problems import SHAPE, classifier
 from robusteval.threat import Norm, ThreatModel
 from robusteval.verdict import Verdict
 
