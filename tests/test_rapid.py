@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_evaluation import edit, finish, plan_for
 from test_judge import THREAT, Linear, samples
 from torch import Tensor, nn
 
@@ -15,9 +18,11 @@ from robusteval.attacks._nearness import STUCK, is_near
 from robusteval.attacks.base import AttackResult
 from robusteval.attacks.halving import Halving, leading
 from robusteval.errors import UsageError
+from robusteval.evaluation.assemble import REPORT
 from robusteval.evaluation.judge import judge
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage, load_suite, suite_digest
+from robusteval.evaluation.validate import read_rows, seal, validate
 from robusteval.models.base import Classifier
 from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
@@ -268,3 +273,19 @@ def test_reports_from_before_there_was_near_keep_their_suite() -> None:
     assert suite_digest([spec.model_copy(update={"near": 0.1})], False, None, None) != suite_digest(
         [spec], False, None, None
     )
+
+
+@pytest.mark.parametrize("curve", [False, ["0.02", "0.1"]])
+def test_reports_of_chosen_samples_are_valid(model_folder: Path, tmp_path: Path, curve: Any) -> None:
+    """Rows do not tell which samples came near another class; that no more entered than were open, they do."""
+    report = finish(plan_for(model_folder, suite="rapid", eps="0.1", curve=curve), tmp_path)
+    near = [i for i, turn in enumerate(report.stages) if turn.name.startswith(("restarts", "targets", "square"))]
+    still_open = sum(row.verdict is Verdict.UNKNOWN for row in read_rows(tmp_path))
+    assert min(report.stages[i].entered for i in near) < still_open
+    assert validate(tmp_path) == []
+    for entered in (-1, 61):
+        forged = tmp_path / "forged"
+        shutil.copytree(tmp_path, forged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("forged"))
+        edit(forged / REPORT, lambda r, e=entered: r["stages"][near[0]].update(entered=e))
+        seal(forged)
+        assert validate(forged), entered

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 from robusteval.evaluation.assemble import SAMPLES
@@ -205,7 +205,7 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
         own = [row for row in rows if _closers(row)[level] == turn.name]
         broken = sum(_verdicts(row, report)[level] is Verdict.BROKEN for row in own)
         served = range(len(levels)) if turn.name in serving else (level,)
-        entered = sum(any(_enters(row, turn, one, ran, report) for one in served) for row in rows)
+        entered = _entered(turn, served, len(own), rows, ran, report)
         stated, counted = (turn.closed, turn.broken, turn.entered), (len(own), broken, entered)
         if stated != counted:
             yield f"stage '{turn.name}' closed, broke and entered {stated}; the rows give {counted}"
@@ -222,6 +222,18 @@ def _check_stages(report: Report, rows: list[SampleRow]) -> Iterator[str]:
     budget = (report.queries or 0) * report.results.clean.count * max(1, len(report.curve))
     if report.queries is not None and asked > budget:
         yield f"attacks asked {asked} times, beyond {report.queries} queries per sample"
+
+
+def _entered(
+    turn: StageResult, served: Iterable[int], closed: int, rows: list[SampleRow], ran: dict[str, int], report: Report
+) -> int:
+    """Count the samples that a stage looked at: for one with ``near``, what it states if that can be so.
+
+    Rows do not tell which of the open samples came near another class.
+    """
+    still_open = sum(any(_enters(row, turn, level, ran, report) for level in served) for row in rows)
+    choosy = any(spec.near is not None for spec in report.suite.stages if spec.name == _stage(turn))
+    return turn.entered if choosy and closed <= turn.entered <= still_open else still_open
 
 
 def _expected_turns(report: Report) -> list[tuple[str, str | None]]:
