@@ -169,6 +169,43 @@ def test_passes_are_counted_and_fall_with_the_broken(threat: ThreatModel) -> Non
         assert weak.model.seen < robust.model.seen / 2
 
 
+class Bump(nn.Module):
+    """One pixel at 0.5, eps 0.05: the margin rises until 0.9 eps above it and falls below 0 at 0.98 eps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = (x.flatten(1) - 0.5) / 0.05
+        margin = 1 + 0.5 * up.clamp_min(-1.0) - 20 * (up - 0.9).relu()
+        return torch.cat([margin, torch.zeros_like(margin)], dim=1)
+
+
+def test_larger_balls_first_find_what_gradients_at_the_input_lead_away_from() -> None:
+    x, y, rng = torch.full((64, 1, 1, 1), 0.5), torch.zeros(64, dtype=torch.long), SampleRng(0, tuple(range(64)), 0)
+    broken = {}
+    for shrink in (True, False, (10.0, 3.0)):
+        found = APGD(steps=20, loss="margin", shrink=shrink)(
+            Bump(), x, y, ThreatModel.parse("Linf", "0.05"), rng
+        ).candidates
+        assert (found - x).abs().max() <= 0.05 + 1e-6
+        broken[shrink] = int((Bump()(found).argmax(1) != y).sum())
+    assert broken[True] == broken[False] < 10 < 20 < broken[10.0, 3.0]
+
+
+def test_steps_in_larger_balls_are_among_those_asked_for() -> None:
+    robust = linear(THREATS[1], 3, (1.5,) * 4)
+    for shrink in ((), (3.0,), (10.0, 3.0), (4.0, 3.0, 2.0)):
+        robust.model.seen = 0
+        robust.run(APGD(steps=20, shrink=shrink))
+        assert robust.model.seen == 4 * (1 + 20 + 1 + len(shrink)), (
+            "the clean look, the steps, a last look in each ball"
+        )
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, math.inf, math.nan])
+def test_balls_to_shrink_from_must_be_larger(factor: float) -> None:
+    with pytest.raises(ValueError, match="above 1"):
+        APGD(shrink=(factor,))
+
+
 def test_restarts_and_targets_are_spent_on_survivors_only() -> None:
     case = linear(THREATS[0], 4, (0.5, 1.5))
     case.run(APGD(steps=10, loss="margin", targets=3, restarts=2))

@@ -34,9 +34,16 @@ def test_full_has_all_of_three_suites_and_attacks_what_is_proved(norm: str) -> N
     threat = ThreatModel.parse(norm, "0.1")
     full = load_suite("full", threat)
     assert not full.skip_certified
-    assert set(names(full)) == {
-        name for part in ("certified", "standard", "foolbox") for name in names(load_suite(part, threat))
-    }
+    parts = {name for part in ("certified", "standard", "foolbox") for name in names(load_suite(part, threat))}
+    assert set(names(full)) == parts | ({"apgd-shrink"} if norm == "L2" else set())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ["standard", "certified", "foolbox", "apgd", "score", "quick", "decision", "full"])
+def test_rapid_can_be_joined_with_what_people_ask_for_beside_it(name: str, norm: str) -> None:
+    threat = ThreatModel.parse(norm, "0.1")
+    joined = names(load_suite(f"rapid+{name}", threat))
+    assert set(joined) == {*names(load_suite("rapid", threat)), *names(load_suite(name, threat))}
 
 
 def test_a_stage_in_both_runs_once() -> None:

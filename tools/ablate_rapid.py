@@ -26,7 +26,7 @@ from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
 from robusteval.verdict import ROBUST
 
-TUNED, PIECE = 5, 100
+TUNED, PIECE = 6, 100
 Specs = Sequence[StageSpec]
 Change = Callable[[Specs], Specs]
 
@@ -51,16 +51,16 @@ def for_all(specs: Specs) -> Specs:
 VARIANTS: dict[str, Change] = {
     "rapid": lambda specs: specs,
     "no cheap start (APGD, 10 steps)": without("apgd-margin"),
-    "no FMN (L2)": without("fmn"),
-    "no proofs (CROWN, Linf)": without("crown"),
+    "no way in from larger balls (L2)": without("apgd-shrink"),
+    "no proofs (CROWN, Linf)": without("crown-part"),
     "every target climbs to the end": but("halving", keep=[], reach=None),
     "far samples climb on": but("halving", reach=None),
     "no halving": without("halving"),
     "no restarts": without("restarts"),
     "no second look at all targets": without("targets"),
-    "no Square": without("square"),
-    "Square: one query at a time": but("square", at_once=1),
-    "Square: 5000 queries": but("square", queries=5000),
+    "no Square": without("square-near"),
+    "Square: one query at a time": but("square-near", at_once=1),
+    "Square: 5000 queries": but("square-near", queries=5000),
     "dear attacks see every sample": for_all,
     "bfloat16": lambda specs: specs,
 }

@@ -67,6 +67,7 @@ def nets(data: Path) -> list[Net]:
         Net("cnn_a", "cifar_cnn_a_adv, CIFAR-10 (JPEG), Linf 2/255", cifar_cnn_a_adv(data)),
         Net("resnet2b", "resnet2b, CIFAR-10 (JPEG), Linf 2/255", cifar10(data), residual),
         Net("l2", "AT small_cnn, Fashion-MNIST, L2 1", trained=("at", "L2", "1")),
+        Net("wk-l2", "fashion_mnist_wk, Fashion-MNIST, L2 1", {**fashion_mnist_wk(data), "norm": "L2", "eps": "1"}),
         Net("mart", "MART small_cnn, Fashion-MNIST, Linf 0.1 *", trained=("mart", "Linf", "0.1")),
         Net("standard", "small_cnn trained without an adversary, Linf 0.1 *", trained=("standard", "Linf", "0.1")),
     ]
