@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from robusteval.certifiers.crown import Crown
 from robusteval.comparison.calibrate import calibrate, reference, side_by_side
 from robusteval.errors import SoundnessContradiction, UsageError
-from robusteval.evaluation.validate import CALIBRATION, reseal, validate, validator
+from robusteval.evaluation.assemble import CALIBRATION
+from robusteval.evaluation.validate import reseal, validate, validator
 from robusteval.models.io import state_digest
+from robusteval.render.html import HTML, is_current
 from robusteval.report import Calibration, Search
 from robusteval.runs import write_json
 from robusteval.verdict import Certificate
@@ -98,6 +100,13 @@ def test_the_command_adds_to_the_report(run: Path, tmp_path: Path, cli: Cli) -> 
     assert list(validator("calibration").iter_errors(stored)) == []
     assert Calibration.model_validate(stored).seed == 1
     assert validate(folder) == []
+    assert is_current(folder)
+    page = (folder / HTML).read_text()
+    assert all(text in page for text in ("Beside suite quick", f"95 % interval {100 * stored['low']:+.2f} to"))
+    assert stored["only_against_breaks"], "the case must be interesting"
+    assert f"broken by quick alone: {', '.join(map(str, stored['only_against_breaks'][:20]))}" in page
+    (folder / CALIBRATION).write_text(json.dumps(stored | {"difference": 0}))
+    assert not is_current(folder), "the page must not show figures that the record no longer has"
     (folder / CALIBRATION).write_text("{}")
     assert any(CALIBRATION in problem for problem in validate(folder))
     said = cli("calibrate", str(folder), "--samples", "0")

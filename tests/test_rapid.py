@@ -24,6 +24,7 @@ from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage, load_suite, suite_digest
 from robusteval.evaluation.validate import read_rows, seal, validate
 from robusteval.models.base import Classifier
+from robusteval.render._text import rulings
 from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
 from robusteval.runs import digest
@@ -283,6 +284,9 @@ def test_reports_of_chosen_samples_are_valid(model_folder: Path, tmp_path: Path,
     still_open = sum(row.verdict is Verdict.UNKNOWN for row in read_rows(tmp_path))
     assert min(report.stages[i].entered for i in near) < still_open
     assert validate(tmp_path) == []
+    (said,) = rulings(report)
+    assert "restarts, targets, square-near" in said
+    assert "`calibrate`" in said
     for entered in (-1, 61):
         forged = tmp_path / "forged"
         shutil.copytree(tmp_path, forged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("forged"))

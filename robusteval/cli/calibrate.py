@@ -15,8 +15,6 @@ from robusteval.errors import RobustevalError, UsageError
 if TYPE_CHECKING:
     from robusteval.report import Calibration
 
-SHOWN = 20
-
 
 @click.command("calibrate")
 @click.argument("path", type=click.Path(path_type=Path))
@@ -29,11 +27,13 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
     """Run the suite of the report in folder PATH and suite `standard` on the same random samples.
 
     Says how often their verdicts differ, with a confidence interval, and what each took, side by side in one process.
-    The result becomes part of the report's folder, as calibration.json.
+    The result becomes part of the report's folder, as calibration.json, and is shown in its report.html.
     """
     from robusteval.comparison.calibrate import calibrate
-    from robusteval.evaluation.validate import CALIBRATION, read_report, reseal, validate
+    from robusteval.evaluation.assemble import CALIBRATION
+    from robusteval.evaluation.validate import read_report, reseal, validate
     from robusteval.evaluation.verify import mismatches, subject
+    from robusteval.render.html import HTML, write_html
     from robusteval.runs import write_json
 
     if count < 1:
@@ -44,7 +44,8 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
         raise RobustevalError(f"the report in '{folder}' is not valid: {problems[0]}.")
     with _console.err.status("loading"):
         plan = subject(folder, source_of(**where))
-        problems = mismatches(folder, read_report(folder), plan)
+        report = read_report(folder)
+        problems = mismatches(folder, report, plan)
     if problems:
         raise RobustevalError(f"this is not what the report in '{folder}' is about: {problems[0]}.")
     with _console.progress() as bar:
@@ -55,26 +56,17 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
 
         found = calibrate(plan, folder, against, count, secrets.randbits(31) if seed is None else seed, told)
     write_json(folder / CALIBRATION, found.model_dump(mode="json"))
-    reseal(folder, CALIBRATION)
+    write_html(report, folder, plan.split)
+    reseal(folder, CALIBRATION, HTML)
     _show(found, folder, as_json)
 
 
 def _show(found: Calibration, folder: Path, as_json: bool) -> None:
+    from robusteval.render._text import calibrated
+
     if as_json:
         click.echo(found.model_dump_json())
         return
-    suite, against, total = found.suite, found.against, len(found.samples)
-    click.echo(f"{total} random samples, {found.clean} classified correctly, seed {found.seed}")
-    for side in (suite, against):
-        passes = f"{side.forward / total:.0f} forward and {side.backward / total:.0f} backward passes per sample"
-        click.echo(f"{side.name}: {side.robust} robust, {passes}, {side.seconds:.1f} s")
-    click.echo(
-        f"difference of robust accuracy: {100 * found.difference:+.2f} points, "
-        f"95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
-    )
-    for name, ids in ((suite.name, found.only_suite_breaks), (against.name, found.only_against_breaks)):
-        more = ", ..." if len(ids) > SHOWN else ""
-        click.echo(f"broken by {name} alone: {', '.join(map(str, ids[:SHOWN])) or 'none'}{more}")
-    if suite.seconds:
-        click.echo(f"{against.name} took {against.seconds / suite.seconds:.1f} times as long")
+    for said in calibrated(found):
+        click.echo(said)
     click.echo(f"report: {folder}")

@@ -32,7 +32,7 @@ from robusteval.runs import RunDir, write_atomic
 from robusteval.threat import BUDGET_TOLERANCE
 from robusteval.verdict import Verdict
 
-REPORT, SAMPLES = "report.json", "samples.jsonl"
+REPORT, SAMPLES, CALIBRATION = "report.json", "samples.jsonl", "calibration.json"
 
 
 def pending(plan: Plan, folder: Path) -> list[int]:

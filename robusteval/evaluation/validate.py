@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from robusteval.catalog import first_problem, resource_folder
 from robusteval.errors import RobustevalError, UsageError
-from robusteval.evaluation.assemble import REPORT, SAMPLES
+from robusteval.evaluation.assemble import CALIBRATION, REPORT, SAMPLES
 from robusteval.evaluation.chunks import CHUNKS
 from robusteval.evaluation.consistency import CHECKS
 from robusteval.evaluation.proofs import PROOFS
@@ -29,7 +29,7 @@ from robusteval.runs import LAUNCH, LOCK, file_digest, read_json, write_json
 from robusteval.verdict import Verdict
 from robusteval.witnesses import WITNESSES, load_witnesses, witness_files
 
-MANIFEST, CALIBRATION = "manifest.json", "calibration.json"
+MANIFEST = "manifest.json"
 _UNSEALED = {MANIFEST, LAUNCH}
 """Files of a run folder that are not part of the report: `launch.json` says where the data lay on that machine."""
 
@@ -48,11 +48,11 @@ def seal(folder: Path) -> Manifest:
     return manifest
 
 
-def reseal(folder: Path, name: str) -> None:
-    """Put the file ``name``, made again, into `manifest.json`; what it says of every other file stays as it was."""
+def reseal(folder: Path, *names: str) -> None:
+    """Put the files ``names``, made again, into `manifest.json`; what it says of every other file stays as it was."""
     manifest = Manifest.model_validate(read_json(folder / MANIFEST))
-    others = [fact for fact in manifest.files if fact.path != name]
-    facts = sorted([*others, _fact(folder, folder / name)], key=lambda fact: Path(fact.path))
+    others = [fact for fact in manifest.files if fact.path not in names]
+    facts = sorted([*others, *(_fact(folder, folder / name) for name in names)], key=lambda fact: Path(fact.path))
     write_json(folder / MANIFEST, Manifest(files=tuple(facts)).model_dump(mode="json"))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
-from robusteval.report import Comparison, CurvePoint, Rate, Report, StageResult, broken_at, closed_at
+from robusteval.report import Calibration, Comparison, CurvePoint, Rate, Report, StageResult, broken_at, closed_at
 from robusteval.verdict import Verdict
 
 BRACKET = "certified <= true robust accuracy <= empirical <= clean"
+NAMED = 20
+"""How many samples are named."""
 
 
 def percent(value: float, down: bool = False) -> str:
@@ -110,6 +112,12 @@ def rulings(report: Report) -> list[str]:
     if report.queries:
         each = " at each eps" if report.curve else ""
         said.append(f"All attacks together had {report.queries} queries per image{each}.")
+    choosy = [spec.name for spec in report.suite.stages if spec.near is not None]
+    if choosy:
+        said.append(
+            f"Only samples that others brought near another class were given to {', '.join(choosy)}; `calibrate` "
+            f"measures on this model how far the result is from AutoAttack standard."
+        )
     how = [report.search.precision] * (report.search.precision != "float32") + ["compiled"] * report.search.compiled
     if how:
         said.append(f"Attacks searched with the model {', '.join(how)}; float32, not compiled, decided every verdict.")
@@ -139,6 +147,25 @@ def _on_smoothing(report: Report) -> list[str]:
         f"{sure.false_expected:.3g} are false on average, with 95 % confidence at most {sure.false_most}; all hold "
         f"together with confidence {percent(sure.all_true, down=True)} (Bonferroni).",
     ]
+
+
+def calibrated(found: Calibration) -> list[str]:
+    """Say how far apart two suites were, and what each took."""
+    suite, against, total = found.suite, found.against, len(found.samples)
+    said = [f"{total} random samples, {found.clean} classified correctly, seed {found.seed}"]
+    for side in (suite, against):
+        passes = f"{side.forward / total:.0f} forward and {side.backward / total:.0f} backward passes per sample"
+        said.append(f"{side.name}: {side.robust} robust, {passes}, {side.seconds:.1f} s")
+    said.append(
+        f"difference of robust accuracy: {100 * found.difference:+.2f} points, "
+        f"95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+    )
+    for name, ids in ((suite.name, found.only_suite_breaks), (against.name, found.only_against_breaks)):
+        more = ", ..." if len(ids) > NAMED else ""
+        said.append(f"broken by {name} alone: {', '.join(map(str, ids[:NAMED])) or 'none'}{more}")
+    if suite.seconds:
+        said.append(f"{against.name} took {against.seconds / suite.seconds:.1f} times as long")
+    return said
 
 
 def subject(report: Report) -> str:

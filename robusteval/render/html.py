@@ -10,42 +10,51 @@ from pathlib import Path
 from typing import Any
 
 from robusteval.datasets.base import Split
+from robusteval.evaluation.assemble import CALIBRATION, REPORT, SAMPLES
 from robusteval.evaluation.curve import verdict_at
 from robusteval.render import _charts, _text
 from robusteval.render._page import page
 from robusteval.render.markdown import provenance
 from robusteval.render.pictures import Gallery, gallery
-from robusteval.report import Rate, Report, SampleRow
-from robusteval.runs import file_digest, write_atomic
+from robusteval.report import Calibration, Rate, Report, SampleRow
+from robusteval.runs import file_digest, read_json, write_atomic
 from robusteval.verdict import Verdict
 
 HTML = "report.html"
 SHOWN_EXAMPLES = 6
-_SOURCES = ("report.json", "samples.jsonl")
+_SOURCES = (REPORT, SAMPLES, CALIBRATION)
 SIGNS = {"misclassified": "–", "broken": "✗", "unknown": "?", "certified": "✓"}  # noqa: RUF001, a dash is meant
 
 
 def write_html(report: Report, folder: Path, clean: Split | None) -> None:
-    """Write `report.html` into ``folder``, where rows and witnesses are.
+    """Write `report.html` into ``folder``, where rows and witnesses are, and the calibration if there is one.
 
     ``clean`` holds the evaluated samples; without it there are no pictures of them, and the page says so.
     """
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
     rows = [SampleRow.model_validate_json(line) for line in lines]
-    write_atomic(folder / HTML, render(report, rows, gallery(folder, clean), _digests(folder)).encode())
+    known = (folder / CALIBRATION).is_file()
+    calibration = Calibration.model_validate(read_json(folder / CALIBRATION)) if known else None
+    write_atomic(folder / HTML, render(report, rows, gallery(folder, clean), _digests(folder), calibration).encode())
 
 
 def is_current(folder: Path) -> bool:
-    """Whether `report.html` in ``folder`` names the hashes of the report and rows beside it."""
+    """Whether `report.html` in ``folder`` names the hashes of what it is made from."""
     text = (folder / HTML).read_text(encoding="utf-8", errors="replace")
     return f'<meta name="robusteval-sources" content="{" ".join(_digests(folder).values())}">' in text
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {name: file_digest(folder / name) for name in _SOURCES}
+    return {name: file_digest(folder / name) for name in _SOURCES if (folder / name).is_file()}
 
 
-def render(report: Report, rows: Sequence[SampleRow], pictures: Gallery, digests: dict[str, str]) -> str:
+def render(
+    report: Report,
+    rows: Sequence[SampleRow],
+    pictures: Gallery,
+    digests: dict[str, str],
+    calibration: Calibration | None = None,
+) -> str:
     """Return the page; ``digests`` are of the files that it is made from, by name."""
     margins = [(row.margin, row.verdict) for row in rows]
     reached = [(row.adv_margin, row.verdict) for row in rows if row.adv_margin is not None]
@@ -71,6 +80,7 @@ def render(report: Report, rows: Sequence[SampleRow], pictures: Gallery, digests
         provenance=provenance(report),
         digests=digests,
         data=_data(report, rows, pictures),
+        calibration=calibration,
     )
 
 
