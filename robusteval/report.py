@@ -17,6 +17,9 @@ from robusteval.verdict import Verdict
 
 CONFIDENCE = 0.95
 Sha256 = Field(pattern="^[0-9a-f]{64}$")
+MANY = 2**63 - 1
+"""More passes or seconds than anybody has spent; without a limit a forged count could be too large to divide."""
+
 Severity = Literal["info", "warning", "error"]
 Origin = Literal["robusteval", "autoattack", "foolbox"]
 
@@ -246,8 +249,8 @@ class StageResult(Record):
     rejected: int = Field(ge=0)
     non_finite: int = Field(ge=0)
     undecided: int = Field(default=0, ge=0)
-    forward: int = Field(ge=0)
-    backward: int = Field(ge=0)
+    forward: int = Field(ge=0, le=MANY)
+    backward: int = Field(ge=0, le=MANY)
     zero_gradients: int = Field(default=0, ge=0)
     non_finite_gradients: int = Field(default=0, ge=0)
     seconds: float = Field(ge=0)
@@ -444,9 +447,9 @@ class SuiteCost(Record):
     name: str
     sha256: str = Sha256
     robust: int = Field(ge=0)
-    forward: int = Field(ge=0)
-    backward: int = Field(ge=0)
-    seconds: float = Field(ge=0)
+    forward: int = Field(ge=0, le=MANY)
+    backward: int = Field(ge=0, le=MANY)
+    seconds: float = Field(ge=0, le=MANY)
 
 
 class Calibration(Record):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import safetensors.torch
 from conftest import Cli
@@ -14,6 +17,7 @@ from test_evaluation import finish, plan_for
 from torch import Tensor, nn
 
 from robusteval.certifiers.crown import Crown
+from robusteval.cli.calibrate import command
 from robusteval.comparison.calibrate import calibrate, reference, side_by_side
 from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.assemble import CALIBRATION
@@ -102,7 +106,9 @@ def test_the_command_adds_to_the_report(run: Path, tmp_path: Path, cli: Cli) -> 
     assert validate(folder) == []
     assert is_current(folder)
     page = (folder / HTML).read_text()
-    assert all(text in page for text in ("Beside suite quick", f"95 % interval {100 * stored['low']:+.2f} to"))
+    low, high = math.floor(stored["low"] * 10_000) / 100, math.ceil(stored["high"] * 10_000) / 100
+    said = f"minus quick: {100 * stored['difference']:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
+    assert all(text in page for text in ("Beside suite quick", said))
     assert stored["only_against_breaks"], "the case must be interesting"
     assert f"broken by quick alone: {', '.join(map(str, stored['only_against_breaks'][:20]))}" in page
     (folder / CALIBRATION).write_text(json.dumps(stored | {"difference": 0}))
@@ -111,6 +117,58 @@ def test_the_command_adds_to_the_report(run: Path, tmp_path: Path, cli: Cli) -> 
     assert any(CALIBRATION in problem for problem in validate(folder))
     said = cli("calibrate", str(folder), "--samples", "0")
     assert said.returncode == 2
+
+
+def test_a_calibration_cut_off_before_its_page_is_mended_by_render(
+    run: Path, tmp_path: Path, cli: Cli, model_folder: Path, weak: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("robusteval.render.documents.write_documents", stopped)
+        arguments = [str(folder), "--samples", "20", "--against", "quick", "--seed", "1"]
+        with pytest.raises((KeyboardInterrupt, click.Abort)):
+            command.main(arguments, standalone_mode=False)
+    assert validate(folder) == []
+    assert not (folder / HTML).exists()
+    assert cli("render", str(folder)).returncode == 0
+    assert is_current(folder)
+    assert "Beside suite quick" in (folder / HTML).read_text()
+
+
+SIDES = ("suite", "against")
+FORGERIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "another suite by name": lambda r: r["suite"].update(name="standard"),
+    "another suite by hash": lambda r: r["suite"].update(sha256="0" * 64),
+    "more robust than right": lambda r: [r[side].update(robust=r[side]["robust"] + 50) for side in SIDES],
+    "fewer robust than named": lambda r: [r[side].update(robust=0) for side in SIDES],
+    "passes beyond numbers": lambda r: r["suite"].update(forward=10**400),
+    "seconds beyond time": lambda r: r["against"].update(seconds=1e300),
+    "another report": lambda r: r.update(report_sha256="0" * 64),
+    "a better difference": lambda r: r.update(difference=0.0, low=0.0, high=0.0),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_calibration_is_not_valid(
+    forgery: str, model_folder: Path, weak: Path, run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    found = calibrate(plan_for(model_folder, suite=str(weak), limit=50), folder, "quick", 40, 3, told)
+    record = found.model_dump(mode="json")
+    write_json(folder / CALIBRATION, record)
+    assert validate(folder) == [f"manifest.json does not list {CALIBRATION}"]
+    reseal(folder, CALIBRATION)
+    assert validate(folder) == []
+    FORGERIES[forgery](record)
+    write_json(folder / CALIBRATION, record)
+    reseal(folder, CALIBRATION)
+    assert any(CALIBRATION in problem for problem in validate(folder))
 
 
 def test_a_damaged_report_is_refused(run: Path, tmp_path: Path, cli: Cli) -> None:

@@ -106,7 +106,7 @@ def test_ctrl_c_exits_130_and_resume_needs_no_settings(cli: Cli, tmp_path: Path,
     run = tmp_path / "run"
     stopped = interrupt(run, (*TINY, "--epochs", "20", "--out", str(run)), signal.SIGINT)
     assert stopped.returncode == 130
-    assert "resumes where this one stopped" in stopped.stderr
+    assert "resumes a run where it stopped" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     code, out, _ = cli("train", "--resume", str(run), "--device", "cpu", "--threads", "1")
     assert (code, out.splitlines()[0]) == (0, "complete: epoch 20 of 20")

@@ -249,7 +249,8 @@ def test_evaluate_seals_the_page_and_render_makes_the_same_again(cli: Cli, tmp_p
     assert b"data:image/png" in first
     assert cli("validate", "run").returncode == 0
 
-    (run / "report.html").write_text("something else")
+    for name in ("report.html", "report.md", "curve.csv", "curve.png"):
+        (run / name).write_text("something else")
     assert cli("validate", "run").returncode == 3
     done = cli("render", "run")
     assert (done.returncode, done.stdout.strip(), done.stderr.strip()) == (0, "run/report.html", "")
@@ -259,7 +260,7 @@ def test_evaluate_seals_the_page_and_render_makes_the_same_again(cli: Cli, tmp_p
     (run / "report.html").write_bytes(first.replace(own.encode(), b"0" * 64))
     reseal(run, "report.html")
     done = cli("validate", "run")
-    assert (done.returncode, "report.html is of another report" in done.stderr) == (3, True)
+    assert (done.returncode, "report.html is not made from the files beside it" in done.stderr) == (3, True)
 
     lines = (run / "samples.jsonl").read_text().splitlines()
     (run / "samples.jsonl").write_text("\n".join([lines[1], lines[0], *lines[2:]]) + "\n")

@@ -286,7 +286,7 @@ def test_reports_of_chosen_samples_are_valid(model_folder: Path, tmp_path: Path,
     assert validate(tmp_path) == []
     (said,) = rulings(report)
     assert "restarts, targets, square-near" in said
-    assert "`calibrate`" in said
+    assert "calibrate" in said
     for entered in (-1, 61):
         forged = tmp_path / "forged"
         shutil.copytree(tmp_path, forged, dirs_exist_ok=True, ignore=shutil.ignore_patterns("forged"))

@@ -39,7 +39,9 @@ def test_full_has_all_of_three_suites_and_attacks_what_is_proved(norm: str) -> N
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
-@pytest.mark.parametrize("name", ["standard", "certified", "foolbox", "apgd", "score", "quick", "decision", "full"])
+@pytest.mark.parametrize(
+    "name", ["standard", "certified", "foolbox", "apgd", "score", "quick", "decision", "plus", "full"]
+)
 def test_rapid_can_be_joined_with_what_people_ask_for_beside_it(name: str, norm: str) -> None:
     threat = ThreatModel.parse(norm, "0.1")
     joined = names(load_suite(f"rapid+{name}", threat))

@@ -58,6 +58,9 @@ def ours(norm: str) -> Iterator[Entry]:
     """Our attacks."""
     if norm in {"Linf", "L2"}:
         yield _ours("pgd", "100 steps", PGD(STEPS))
+        for steps, targets in ((20, 5), (STEPS, 9)):
+            attack = APGD(steps, loss="margin", targets=targets, shrink=(10.0, 3.0))
+            yield _ours("apgd, targeted margin, from 10 and 3 eps", f"{targets} x {steps} steps", attack)
     if norm != "L0":
         yield _ours("apgd, ce", "100 steps", APGD(STEPS))
         yield _ours("apgd, dlr", "100 steps", APGD(STEPS, loss="dlr"))

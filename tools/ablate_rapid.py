@@ -1,6 +1,6 @@
 """What each ingredient of suite `rapid` buys in time and costs in verdicts; writes docs/results/rapid_ablation.md.
 
-    python tools/ablate_rapid.py ../shared/data [--samples 200] [--keep runs/compare_rapid]
+    python tools/ablate_rapid.py ../shared/data [--samples 1000] [--keep runs/compare_rapid]
 
 The nets are those of compare_rapid.py on which the suite was tuned. All variants of a net run in one process, in turns
 on the same samples, and ratios are taken within turns. The command can be interrupted and goes on where it was.
@@ -26,7 +26,7 @@ from robusteval.report import StageSpec
 from robusteval.rng import SampleRng
 from robusteval.verdict import ROBUST
 
-TUNED, PIECE = 6, 100
+TUNED, PIECE = 6, 250
 Specs = Sequence[StageSpec]
 Change = Callable[[Specs], Specs]
 
@@ -101,7 +101,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description="Leave out what rapid is made of, one at a time.")
     parser.add_argument("data", type=Path)
-    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--keep", type=Path, default=Path("runs/compare_rapid"))
     options = parser.parse_args()
     torch.set_num_threads(1)

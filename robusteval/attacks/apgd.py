@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
@@ -18,6 +17,9 @@ from robusteval.attacks._finds import Finds
 from robusteval.attacks.base import AttackResult
 from robusteval.rng import SampleRng
 from robusteval.threat import Norm, ThreatModel
+
+WIDEST = 1e6
+"""The largest ball to begin in, in multiples of eps; all inputs are within far smaller ones."""
 
 UNTARGETED = {"ce": _losses.log_odds, "dlr": _losses.dlr_loss, "margin": _losses.margin_loss}
 
@@ -55,15 +57,18 @@ class APGD:
     targets: int = 0
     rho: float = 0.75
     momentum: float = 0.75
-    shrink: bool | tuple[float, ...] = True
+    shrink: tuple[float, ...] | bool = True
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1 or self.targets < 0:
             raise ValueError("APGD needs steps >= 1, restarts >= 1 and targets >= 0")
         if not 0 <= self.rho <= 1 or not 0 < self.momentum <= 1:
             raise ValueError("APGD needs rho in [0, 1] and momentum in (0, 1]")
-        if not isinstance(self.shrink, bool) and not all(1 < factor < math.inf for factor in self.shrink):
-            raise ValueError("APGD needs finite multiples of eps above 1 to shrink from")
+        if not isinstance(self.shrink, bool):
+            if not self.shrink or not all(1 < factor <= WIDEST for factor in self.shrink):
+                raise ValueError(f"APGD shrinks from multiples of eps above 1 and up to {WIDEST}, such as [10, 3]")
+            if not self._wide(self.shrink):
+                raise ValueError(f"APGD cannot begin in {len(self.shrink)} larger balls with {self.steps} steps")
         if self.targets and self.loss not in _losses.TARGETED:
             raise ValueError(f"APGD with targets needs loss 'dlr' or 'margin', not '{self.loss}'")
 
@@ -110,11 +115,15 @@ class APGD:
 
     def _balls(self, threat: ThreatModel) -> list[tuple[ThreatModel, int]]:
         """Return the balls to climb in, one after the other, with the steps in each; the last is ``threat``."""
-        published = (3.0, 2.0) if threat.norm is Norm.L1 else ()
-        factors = {True: published, False: ()}[self.shrink] if isinstance(self.shrink, bool) else self.shrink
-        wide = 3 * self.steps // (5 * len(factors)) if factors else 0
+        published = (3.0, 2.0) if self.shrink and threat.norm is Norm.L1 else ()
+        factors = published if isinstance(self.shrink, bool) else self.shrink
+        wide = self._wide(factors)
         larger = [(replace(threat, eps=Fraction(factor) * threat.eps), wide) for factor in factors] if wide else []
         return [*larger, (threat, self.steps - wide * len(larger))]
+
+    def _wide(self, factors: Sequence[float]) -> int:
+        """Return how many steps are taken in each larger ball."""
+        return 3 * self.steps // (5 * len(factors)) if factors else 0
 
     def _ascend(
         self, model: nn.Module, loss: Loss, climb: AnyClimb, ball: ThreatModel, steps: int, finds: Finds | None

@@ -16,7 +16,7 @@ COMMANDS = {
     "compare": "Train and attack several objectives under one recipe, and write one table.",
     "diff": "Compare two evaluations: what differs, a paired test, changed verdicts.",
     "analyze": "Explain a result: logit margins, input gradients, the CE-vs-OVR trajectory.",
-    "render": "Write the HTML page of an evaluation's folder again.",
+    "render": "Write report.html, report.md and the curve of an evaluation's folder again.",
     "validate": "Check a report against its schema and against itself.",
     "verify": "Replay the evidence of a report with the model and the data; --attack N audits it.",
     "calibrate": "Compare a run's suite with another, say `standard`, on a random part of its samples.",
@@ -69,7 +69,7 @@ def main() -> None:
         click.echo("\n".join(map(printable, f"error: {error}".splitlines())), err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; the same command resumes where this one stopped.", err=True)
+        click.echo("interrupted; the same command resumes a run where it stopped.", err=True)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as in `| head`; not an error

@@ -13,7 +13,7 @@ from robusteval.cli._options import source_of, source_options
 from robusteval.errors import RobustevalError, UsageError
 
 if TYPE_CHECKING:
-    from robusteval.report import Calibration
+    from robusteval.report import Calibration, Report
 
 
 @click.command("calibrate")
@@ -33,8 +33,8 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
     from robusteval.evaluation.assemble import CALIBRATION
     from robusteval.evaluation.validate import read_report, reseal, validate
     from robusteval.evaluation.verify import mismatches, subject
-    from robusteval.render.html import HTML, write_html
-    from robusteval.runs import write_json
+    from robusteval.render.documents import write_documents
+    from robusteval.runs import RunDir, write_json
 
     if count < 1:
         raise UsageError(f"--samples {count} compares nothing; give at least 1.")
@@ -55,18 +55,19 @@ def command(path: Path, count: int, against: str, seed: int | None, as_json: boo
             bar.update(task, advance=done, status=name)
 
         found = calibrate(plan, folder, against, count, secrets.randbits(31) if seed is None else seed, told)
-    write_json(folder / CALIBRATION, found.model_dump(mode="json"))
-    write_html(report, folder, plan.split)
-    reseal(folder, CALIBRATION, HTML)
-    _show(found, folder, as_json)
+    with RunDir(folder).locked():
+        write_json(folder / CALIBRATION, found.model_dump(mode="json"))
+        reseal(folder, CALIBRATION)
+        reseal(folder, *write_documents(report, folder, plan.split))  # `render` can do that again, if it stops here
+    _show(found, report, folder, as_json)
 
 
-def _show(found: Calibration, folder: Path, as_json: bool) -> None:
+def _show(found: Calibration, report: Report, folder: Path, as_json: bool) -> None:
     from robusteval.render._text import calibrated
 
     if as_json:
         click.echo(found.model_dump_json())
         return
-    for said in calibrated(found):
+    for said in calibrated(found, report):
         click.echo(said)
     click.echo(f"report: {folder}")

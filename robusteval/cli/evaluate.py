@@ -110,10 +110,8 @@ def _run(plan: Plan, run: RunDir) -> Report:
     from robusteval.evaluation.chunks import ChunkResult
     from robusteval.evaluation.run import evaluate
     from robusteval.evaluation.validate import seal
-    from robusteval.render.eps_curve import write_curve
-    from robusteval.render.html import write_html
-    from robusteval.render.markdown import render
-    from robusteval.runs import LAUNCH, write_atomic, write_json
+    from robusteval.render.documents import write_documents
+    from robusteval.runs import LAUNCH, write_json
     from robusteval.verdict import ROBUST
 
     asked = f"{plan.threat.norm.value} {', '.join(budget.label for budget in plan.budgets)}"
@@ -132,10 +130,7 @@ def _run(plan: Plan, run: RunDir) -> Report:
             bar.update(task, completed=done, status=f"robust so far {100 * robust / done:.1f} %")
 
         report = evaluate(plan, run, told)
-    write_atomic(run.path / "report.md", render(report).encode())
-    if report.curve:
-        write_curve(report, run.path)
-    write_html(report, run.path, plan.split)
+    write_documents(report, run.path, plan.split)
     if plan.config.data_dir is not None:  # where `render` will look for the samples
         write_json(run.path / LAUNCH, {"data_dir": str(Path(plan.config.data_dir).expanduser().resolve())})
     seal(run.path)

@@ -1,4 +1,4 @@
-"""`render`: write the HTML page of an evaluation's folder again."""
+"""`render`: write what people read in an evaluation's folder again."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     "--data-dir", help="Folder with the dataset's files, for pictures of clean images.  [default: as evaluated]"
 )
 def command(run: Path, data_dir: str | None) -> None:
-    """Write report.html of the evaluation in folder RUN again, say with a newer version or where the data is.
+    """Write report.html, report.md and the curve of the evaluation in folder RUN again, say with a newer version.
 
-    The folder must be valid but for report.html itself, whose hash in manifest.json is then replaced. The data set
-    is read for pictures of clean images; where it cannot be, or is not the one that was evaluated, they are left out.
+    The folder must be valid but for these, whose hashes in manifest.json are then replaced. The data set is read for
+    pictures of clean images; where it cannot be, or is not the one that was evaluated, they are left out.
     """
     from robusteval.evaluation.validate import read_report, reseal, validate
-    from robusteval.render.html import HTML, write_html
+    from robusteval.render.documents import DOCUMENTS, write_documents
+    from robusteval.render.html import HTML
     from robusteval.runs import RunDir
 
-    problems = validate(run, but=HTML)
+    problems = validate(run, but=DOCUMENTS)
     if problems:
         raise CheckFailed(f"'{run}' is not a valid report, so there is nothing to render: {problems[0]}")
     report = read_report(run)
     with _console.err.status("rendering"), RunDir(run).locked():
         clean = _samples(report, run, data_dir)
-        write_html(report, run, clean)
-        reseal(run, HTML)
+        reseal(run, *write_documents(report, run, clean))
     click.echo(run / HTML)
 
 

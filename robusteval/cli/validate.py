@@ -26,7 +26,7 @@ def command(path: Path) -> None:
 def valid(path: Path) -> Path:
     """Return the folder of the report at ``path``; name what is wrong with it and raise `CheckFailed` if anything."""
     from robusteval.evaluation.validate import read_report, validate
-    from robusteval.render.faithful import unfaithful
+    from robusteval.render.documents import unfaithful
 
     folder = path.parent if path.name == "report.json" else path
     problems = validate(folder) or [*unfaithful(read_report(folder), folder)]

@@ -42,7 +42,7 @@ def command(
     """
     from robusteval.evaluation.validate import read_report
     from robusteval.evaluation.verify import verify
-    from robusteval.render.faithful import unfaithful
+    from robusteval.render.documents import unfaithful
 
     if count is not None and count < 1:
         raise UsageError(f"--attack {count} attacks no sample; give at least 1.")

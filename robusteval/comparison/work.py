@@ -15,8 +15,7 @@ from robusteval.evaluation.validate import MANIFEST, seal
 from robusteval.models.base import LoadedModel
 from robusteval.models.io import load_folder, weights_digest
 from robusteval.render.curves import training_curves
-from robusteval.render.html import write_html
-from robusteval.render.markdown import render
+from robusteval.render.documents import write_documents
 from robusteval.runs import RunDir, canonical_json, read_json, write_atomic
 from robusteval.threat import ThreatModel
 from robusteval.training.plan import Plan as TrainPlan
@@ -107,7 +106,5 @@ def _evaluate(plan: Plan, folder: Path) -> None:
     if (folder / MANIFEST).is_file():
         run.claim(identity(plan))
         return
-    report = evaluate(plan, run)
-    write_atomic(folder / "report.md", render(report).encode())
-    write_html(report, folder, plan.split)
+    write_documents(evaluate(plan, run), folder, plan.split)
     seal(folder)

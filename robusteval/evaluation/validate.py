@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -76,10 +76,10 @@ def read_rows(folder: Path) -> list[SampleRow]:
         raise RobustevalError(f"'{folder / SAMPLES}' has a line that is no sample: {first_problem(error)}") from error
 
 
-def validate(folder: Path, but: str | None = None) -> list[str]:
+def validate(folder: Path, but: Collection[str] = ()) -> list[str]:
     """Return every problem found in the report in ``folder``, most basic first; an empty list means valid.
 
-    A file called ``but`` is about to be made again, so its hash does not count.
+    Files named in ``but`` are about to be made again, so their hashes do not count.
     """
     if not (folder / REPORT).is_file():
         raise UsageError(f"'{folder}' holds no finished report: there is no {REPORT} in it.")
@@ -95,7 +95,7 @@ def validate(folder: Path, but: str | None = None) -> list[str]:
         _check_manifest(folder, but),
         *(check(report, rows) for check in CHECKS),
         _check_witnesses(folder, report, rows),
-        _check_calibration(folder, rows),
+        _check_calibration(folder, report, rows),
     )
     return [problem for check in checks for problem in _survive(check)]
 
@@ -141,14 +141,14 @@ def _say(where: str, error: jsonschema.ValidationError) -> str:
     return f"{where}: {path}: {error.message[:200]}"
 
 
-def _check_manifest(folder: Path, but: str | None) -> Iterator[str]:
+def _check_manifest(folder: Path, but: Collection[str]) -> Iterator[str]:
     manifest = Manifest.model_validate(read_json(folder / MANIFEST))
     listed = {fact.path for fact in manifest.files}
-    for name in (REPORT, SAMPLES):
-        if name not in listed:
+    for name in (REPORT, SAMPLES, CALIBRATION):
+        if name not in listed and (name != CALIBRATION or (folder / name).is_file()):
             yield f"{MANIFEST} does not list {name}"
     for fact in manifest.files:
-        if fact.path == but:
+        if fact.path in but:
             continue
         path = folder / fact.path
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -162,7 +162,7 @@ def _check_manifest(folder: Path, but: str | None) -> Iterator[str]:
             yield f"'{name}' is not listed in {MANIFEST}"
 
 
-def _check_calibration(folder: Path, rows: list[SampleRow]) -> Iterator[str]:
+def _check_calibration(folder: Path, report: Report, rows: list[SampleRow]) -> Iterator[str]:
     """Check that a calibration is about this report, and that its figures follow from its counts."""
     if not (folder / CALIBRATION).is_file():
         return
@@ -171,13 +171,18 @@ def _check_calibration(folder: Path, rows: list[SampleRow]) -> Iterator[str]:
     found, known = Calibration.model_validate(record), {row.id: row.verdict for row in rows}
     if found.report_sha256 != file_digest(folder / REPORT):
         yield f"{CALIBRATION} is about another report"
+    if (found.suite.name, found.suite.sha256) != (report.suite.name, report.suite.sha256):
+        yield f"{CALIBRATION} is about another suite"
     ours, theirs, samples = set(found.only_suite_breaks), set(found.only_against_breaks), set(found.samples)
-    clean = sum(known.get(sample) is not Verdict.MISCLASSIFIED for sample in samples)
+    right = {sample for sample in samples if known.get(sample) is not Verdict.MISCLASSIFIED}
+    both = found.suite.robust - len(theirs)  # robust to the two of them
     distinct = [len(kind) for kind in (found.samples, found.only_suite_breaks, found.only_against_breaks)]
-    if not samples <= set(known) or not ours | theirs <= samples or ours & theirs:
+    if not samples <= set(known) or not ours | theirs <= right or ours & theirs:
         yield f"{CALIBRATION} names samples that it cannot be about"
-    elif distinct != [len(samples), len(ours), len(theirs)] or found.clean != clean or found.clean < found.suite.robust:
+    elif distinct != [len(samples), len(ours), len(theirs)] or found.clean != len(right):
         yield f"{CALIBRATION} has counts that do not follow from its samples"
+    elif both < 0 or both + len(ours | theirs) > found.clean:
+        yield f"{CALIBRATION} has more robust samples than there are, or fewer than it names"
     elif found.suite.robust - found.against.robust != len(theirs) - len(ours):
         yield f"{CALIBRATION} has robust samples that do not follow from those only one suite breaks"
     else:

@@ -101,7 +101,7 @@ def cost(report: Report) -> str:
 
 
 def rulings(report: Report) -> list[str]:
-    """Say what else decided the verdicts: votes or repeated evaluations, a budget of queries."""
+    """Say what else decided the verdicts: votes or repeated evaluations, a budget of queries, near stages."""
     said, repeat = _on_smoothing(report), report.suite.repeat
     if repeat:
         said.append(
@@ -115,8 +115,8 @@ def rulings(report: Report) -> list[str]:
     choosy = [spec.name for spec in report.suite.stages if spec.near is not None]
     if choosy:
         said.append(
-            f"Only samples that others brought near another class were given to {', '.join(choosy)}; `calibrate` "
-            f"measures on this model how far the result is from AutoAttack standard."
+            f"Only samples that others brought near another class, or could not move at all, were given to "
+            f"{', '.join(choosy)}; the command calibrate measures what that and the rest of the suite miss."
         )
     how = [report.search.precision] * (report.search.precision != "float32") + ["compiled"] * report.search.compiled
     if how:
@@ -149,22 +149,23 @@ def _on_smoothing(report: Report) -> list[str]:
     ]
 
 
-def calibrated(found: Calibration) -> list[str]:
-    """Say how far apart two suites were, and what each took."""
+def calibrated(found: Calibration, report: Report) -> list[str]:
+    """Say how far apart the suite of ``report`` and another were, and what each took."""
     suite, against, total = found.suite, found.against, len(found.samples)
-    said = [f"{total} random samples, {found.clean} classified correctly, seed {found.seed}"]
+    low, high = math.floor(found.low * 10_000) / 100, math.ceil(found.high * 10_000) / 100
+    said = [f"{total} random samples (seed {found.seed}), {found.clean} classified correctly, {found.created[:10]}"]
     for side in (suite, against):
         passes = f"{side.forward / total:.0f} forward and {side.backward / total:.0f} backward passes per sample"
         said.append(f"{side.name}: {side.robust} robust, {passes}, {side.seconds:.1f} s")
     said.append(
-        f"difference of robust accuracy: {100 * found.difference:+.2f} points, "
-        f"95 % interval {100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        f"robust accuracy at {report.threat.norm} eps {report.threat.eps}, {suite.name} minus {against.name}: "
+        f"{100 * found.difference:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f} over draws of samples"
     )
     for name, ids in ((suite.name, found.only_suite_breaks), (against.name, found.only_against_breaks)):
         more = ", ..." if len(ids) > NAMED else ""
         said.append(f"broken by {name} alone: {', '.join(map(str, ids[:NAMED])) or 'none'}{more}")
     if suite.seconds:
-        said.append(f"{against.name} took {against.seconds / suite.seconds:.1f} times as long")
+        said.append(f"{against.name} took {against.seconds / suite.seconds:.3g} times as long")
     return said
 
 

@@ -33,8 +33,8 @@ def write_html(report: Report, folder: Path, clean: Split | None) -> None:
     """
     lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
     rows = [SampleRow.model_validate_json(line) for line in lines]
-    known = (folder / CALIBRATION).is_file()
-    calibration = Calibration.model_validate(read_json(folder / CALIBRATION)) if known else None
+    path = folder / CALIBRATION
+    calibration = Calibration.model_validate(read_json(path)) if path.is_file() else None
     write_atomic(folder / HTML, render(report, rows, gallery(folder, clean), _digests(folder), calibration).encode())
 
 

@@ -31,7 +31,7 @@ def render(report: Report) -> str:
         f"## {_escape(report.suite.title)}\n\n{_escape(report.suite.reference)}\n\n"
         + _table(STAGE_HEADER, stage_rows(report))
         + f"\n\n{STAGE_LEGEND}. {cost(report)}."
-        + "".join(f"\n\n{decided}" for decided in rulings(report)),
+        + "".join(f"\n\n{_escape(decided)}" for decided in rulings(report)),
         "## Findings\n\n" + _findings(report),
         "## Baselines\n\n" + _baselines(report),
         "## Provenance\n\n" + _table(("what", "value"), list(provenance(report).items())),
