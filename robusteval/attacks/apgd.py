@@ -66,7 +66,7 @@ class APGD:
             raise ValueError("APGD needs rho in [0, 1] and momentum in (0, 1]")
         if not isinstance(self.shrink, bool):
             if not self.shrink or not all(1 < factor <= WIDEST for factor in self.shrink):
-                raise ValueError(f"APGD shrinks from multiples of eps above 1 and up to {WIDEST}, such as [10, 3]")
+                raise ValueError(f"APGD shrinks from multiples of eps above 1 and up to {WIDEST:.0f}, such as [10, 3]")
             if not self._wide(self.shrink):
                 raise ValueError(f"APGD cannot begin in {len(self.shrink)} larger balls with {self.steps} steps")
         if self.targets and self.loss not in _losses.TARGETED:

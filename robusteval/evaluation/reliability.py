@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robusteval.attacks._losses import cross_entropy, margin_loss
 from robusteval.attacks._steps import ascend
+from robusteval.attacks.apgd import APGD
 from robusteval.attacks.square import Square
 from robusteval.errors import RobustevalError
 from robusteval.models.base import summary
@@ -24,7 +25,7 @@ from robusteval.report import Finding, Severity
 from robusteval.rng import SampleRng, generator
 from robusteval.threat import Norm, ThreatModel
 
-SAMPLES, STEPS, QUERIES = 32, 20, 100
+SAMPLES, STEPS, QUERIES, LARGER = 32, 20, 100, (10.0, 3.0)
 FEW = 0.1
 """Share of an honest model's samples that may show a sign: PGD sticks in a local optimum now and then."""
 
@@ -32,6 +33,7 @@ ADVICE = {
     "loss-does-not-increase": "Gradient attacks do not get going; look for quantisation, saturation or cut gradients.",
     "large-eps-survivors": "In so large a ball every input is adversarial for some sample; the search is led astray.",
     "rises-with-eps": "A larger ball holds the smaller one, so the attack fails in it; try more steps and restarts.",
+    "larger-balls-break-more": "Try attacks that come in from outside: suite `rapid` in L2, `apgd` with `shrink`.",
     "black-box-beats-white-box": "What needs no gradients should not win; believe score- and decision-based attacks.",
     "masked-gradients": "Believe only attacks that do not follow its gradients, and adapt the attack to the defence.",
     "no-gradient": "Gradient attacks would prove nothing; use a suite of score- or decision-based ones.",
@@ -124,6 +126,14 @@ class _Trial:
         with torch.no_grad():
             return self.loss(threat.hold(self.x, end)).nan_to_num(nan=-torch.inf)  # NaN has led nowhere
 
+    def apgd(self, threat: ThreatModel, shrink: tuple[float, ...] | bool) -> Tensor:
+        """Return the margin losses at the end of an APGD of as many steps."""
+        attack = APGD(STEPS, loss="margin", shrink=shrink)
+        with _differentiating():
+            found = attack(self.model, self.x, self.y, threat, _rng(len(self.x))).candidates
+        with torch.no_grad():
+            return self.loss(found).nan_to_num(nan=-torch.inf)
+
     def many(self, samples: Tensor) -> bool:
         """Whether a mask marks more samples than chance would: two standard deviations beyond a share of `FEW`."""
         expected = FEW * len(samples)
@@ -164,6 +174,13 @@ def _signs(trial: _Trial, threat: ThreatModel) -> Iterator[tuple[str, str]]:
     if trial.many((wider < 0) & (after >= 0)):
         rises = int(((wider < 0) & (after >= 0)).sum())
         yield "rises-with-eps", f"PGD breaks {rises} of {count} samples at eps {threat.label} but not at 4 times that."
+    if threat.norm in (Norm.LINF, Norm.L2):  # in L1 every APGD begins in larger balls
+        inside, outside = (trial.apgd(threat, shrink) for shrink in (False, LARGER))
+        only = (outside >= 0) & (inside < 0) & (after < 0)
+        if trial.many(only):
+            balls = " and ".join(f"{factor:g}" for factor in LARGER)
+            found = f"APGD breaks {int(only.sum())} of {count} samples only if it begins in balls of {balls} times eps"
+            yield "larger-balls-break-more", f"{found}: gradients near the inputs mislead."
     searched = Square(queries=QUERIES)(trial.model, trial.x, trial.y, threat, _rng(count)).candidates
     with torch.no_grad():
         only = (trial.loss(searched) >= 0) & (after < 0)
