@@ -4,8 +4,8 @@
 
 The first argument is a folder with `fashion-mnist/` (idx files), `cifar10-jpeg.tar.xz` and `models/` with three
 published nets; four others are trained first, in the folder that keeps the results too. The command can be interrupted
-and goes on where it was; delete the folder to begin anew. Suites are tuned on some nets; the last two are for the
-end alone.
+and goes on where it was; delete the folder to begin anew. Suites are tuned on the first six nets; the next two were
+added after that, and the last two are for the end alone.
 """
 
 from __future__ import annotations
@@ -41,34 +41,41 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Net:
-    """A net and a threat model; ``trained`` are an objective, norm and eps for a net that is trained here."""
+    """A net and a threat model; ``trained`` are an objective, norm and eps for a net that is trained here.
+
+    Its run is in the folder of that name, or in that of ``run``, another net.
+    """
 
     name: str
     title: str
     config: Mapping[str, Any] = field(default_factory=dict)
     model: LoadedModel | None = None
     trained: tuple[str, str, str] | None = None
+    run: str = ""
 
     def plan(self, data: Path, keep: Path, samples: int) -> Plan:
         """Load it."""
         config = {**self.config, "suite": "rapid", "limit": samples, "chunk_size": PART, "device": "cpu"}
         if self.trained:
-            config |= {**fashion_mnist(data), "model": str(train(data, keep / self.name, *self.trained))}
+            config |= {**fashion_mnist(data), "model": str(train(data, keep / (self.run or self.name), *self.trained))}
         return prepare(EvalConfig.model_validate(config), self.model)
 
 
 def nets(data: Path) -> list[Net]:
-    """Return what is compared; the last two had no part in tuning."""
+    """Return what is compared; the last four had no part in tuning."""
     residual = resnet2b(data / "models" / "resnet2b.pth")
-    linf = {"norm": "Linf", "eps": "0.1"}
+    linf, l2 = {"norm": "Linf", "eps": "0.1"}, {"norm": "L2", "eps": "1"}
+    sovr, mart = ("sovr", "Linf", "0.1"), ("mart", "Linf", "0.1")
     return [
-        Net("sovr", "SOVR small_cnn, Fashion-MNIST, Linf 0.1", trained=("sovr", "Linf", "0.1")),
+        Net("sovr", "SOVR small_cnn, Fashion-MNIST, Linf 0.1", trained=sovr),
         Net("wk", "fashion_mnist_wk, Fashion-MNIST, Linf 0.1", {**fashion_mnist_wk(data), **linf}),
         Net("cnn_a", "cifar_cnn_a_adv, CIFAR-10 (JPEG), Linf 2/255", cifar_cnn_a_adv(data)),
         Net("resnet2b", "resnet2b, CIFAR-10 (JPEG), Linf 2/255", cifar10(data), residual),
         Net("l2", "AT small_cnn, Fashion-MNIST, L2 1", trained=("at", "L2", "1")),
-        Net("wk-l2", "fashion_mnist_wk, Fashion-MNIST, L2 1", {**fashion_mnist_wk(data), "norm": "L2", "eps": "1"}),
-        Net("mart", "MART small_cnn, Fashion-MNIST, Linf 0.1 *", trained=("mart", "Linf", "0.1")),
+        Net("wk-l2", "fashion_mnist_wk, Fashion-MNIST, L2 1", {**fashion_mnist_wk(data), **l2}),
+        Net("sovr-l2", "SOVR small_cnn, trained in Linf, L2 1 +", l2, trained=sovr, run="sovr"),
+        Net("mart-l2", "MART small_cnn, trained in Linf, L2 1 +", l2, trained=mart, run="mart"),
+        Net("mart", "MART small_cnn, Fashion-MNIST, Linf 0.1 *", trained=mart),
         Net("standard", "small_cnn trained without an adversary, Linf 0.1 *", trained=("standard", "Linf", "0.1")),
     ]
 
