@@ -62,6 +62,29 @@ def test_the_command_line_under_torchrun_speaks_with_one_voice(tmp_path: Path):
     assert events[0]["processes"] == 2
 
 
+DEPARTING = """
+from pathlib import Path
+
+import torch
+
+from robusteval.training.parallel import connected, launched_team
+
+team = launched_team()
+with connected(team, torch.device("cpu")):
+    torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+    team.wait()
+names = {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+print(*(name for name in sorted(names) if "gloo" in name), sep="\\n", end="")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc to list threads by")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path):
+    worker = tmp_path / "departing.py"
+    worker.write_text(DEPARTING)
+    assert torchrun(worker).stdout == ""
+
+
 def test_shares_are_consecutive_nearly_equal_and_weighted_to_the_mean():
     whole = torch.arange(11.0)
     parts = [Share(rank, 3, 11) for rank in range(3)]

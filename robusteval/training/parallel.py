@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group of the moment when it is imported for a default. The first optimizer imports it, so it
+# must come before any group: else the group outlives its end, and a thread of it can abort the process at its exit.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from robusteval.training.share import Share
