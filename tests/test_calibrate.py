@@ -21,8 +21,9 @@ from robusteval.cli.calibrate import command
 from robusteval.comparison.calibrate import calibrate, reference, side_by_side
 from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.assemble import CALIBRATION
-from robusteval.evaluation.validate import reseal, validate, validator
+from robusteval.evaluation.validate import read_report, reseal, validate, validator
 from robusteval.models.io import state_digest
+from robusteval.render._text import calibrated
 from robusteval.render.html import HTML, is_current
 from robusteval.report import Calibration, Search
 from robusteval.runs import write_json
@@ -92,6 +93,19 @@ def test_the_other_suite_runs_as_it_does_by_itself(model_folder: Path) -> None:
     assert (other.config.search, other.config.queries, len(other.budgets)) == (Search(), None, 1)
     with pytest.raises(UsageError, match="another way"):
         reference(plan_for(model_folder, norm="L2", eps="0.5"), "smoothing")
+
+
+@pytest.mark.parametrize("change", [{"queries": 10}, {"search": Search(precision="bfloat16")}])
+def test_it_is_said_where_the_other_suite_ran_in_another_way(
+    change: dict[str, Any], model_folder: Path, weak: Path, run: Path
+) -> None:
+    found, report = (
+        calibrate(plan_for(model_folder, suite=str(weak), limit=50), run, "quick", 5, 0, told),
+        read_report(run),
+    )
+    said = "quick ran as it does by itself: in float32, not compiled, without a budget of queries"
+    assert said not in calibrated(found, report)
+    assert said in calibrated(found, report.model_copy(update=change))
 
 
 def test_the_command_adds_to_the_report(run: Path, tmp_path: Path, cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,13 @@ from test_judge import THREAT, samples
 from torch import Tensor, nn
 
 from robusteval.attacks.base import AttackResult
+from robusteval.comparison.calibrate import reference, side_by_side
 from robusteval.datasets.base import Split
 from robusteval.errors import RobustevalError, UsageError
+from robusteval.evaluation.audit import audit
 from robusteval.evaluation.config import MIN_BATCH
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.plan import judge_chunk
+from robusteval.evaluation.plan import Halvings, judge_chunk, preflight
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.suite import Stage
 from robusteval.evaluation.validate import validate
@@ -120,14 +123,14 @@ def test_an_unknown_precision_is_refused(model_folder: Path) -> None:
 
 
 class Cramped(nn.Module):
-    """A net on a device that holds only so many images at once."""
+    """A net on a device that holds only so many images at once, or so many whose gradients are ``wanted``."""
 
-    def __init__(self, net: nn.Module, room: int) -> None:
+    def __init__(self, net: nn.Module, room: int, wanted: bool = False) -> None:
         super().__init__()
-        self.net, self.room = net, room
+        self.net, self.room, self.wanted = net, room, wanted
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > self.room:
+        if len(x) > self.room and (x.requires_grad or not self.wanted):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         logits: Tensor = self.net(x)
         return logits
@@ -140,6 +143,29 @@ def test_too_large_a_batch_is_halved_and_changes_no_byte(digits_net: nn.Module, 
     report = finish(plan, tmp_path / "cramped")
     assert (report.batch_size, plan.halvings.count) == (50, 1)
     assert same_evidence(tmp_path / "roomy", tmp_path / "cramped")
+
+
+def test_the_checks_before_the_first_attack_fit_the_device_too(digits_net: nn.Module) -> None:
+    plan = in_memory(Cramped(digits_net, 20, wanted=True).eval(), limit=100, chunk_size=100)
+    assert preflight(plan) == preflight(in_memory(digits_net, limit=100, chunk_size=100))
+    assert (plan.batch_size, plan.halvings.count) == (MIN_BATCH, 3)
+
+
+def test_calibrate_and_audit_halve_batches_too(digits_net: nn.Module, tmp_path: Path) -> None:
+    plan = in_memory(Cramped(digits_net, 16, wanted=True), limit=120, chunk_size=100)
+    finish(plan, tmp_path)
+    roomy = in_memory(digits_net, limit=120, chunk_size=100)
+    fresh = replace(plan, halvings=Halvings())
+    found, same = (audit(each, tmp_path, 100, seed=3) for each in (fresh, roomy))
+    assert fresh.halvings.count > 0
+    assert found.sampled > 16
+    assert (found.sampled, found.broken.keys()) == (same.sampled, same.broken.keys())
+    fresh = replace(plan, halvings=Halvings())
+    sides = side_by_side(fresh, reference(fresh, "rapid"), range(100), 100)
+    assert fresh.halvings.count > 0
+    assert [side.robust for side in sides] == [
+        side.robust for side in side_by_side(roomy, reference(roomy, "rapid"), range(100), 100)
+    ]
 
 
 def test_a_device_too_small_for_the_smallest_batch_ends_the_run(digits_net: nn.Module, tmp_path: Path) -> None:

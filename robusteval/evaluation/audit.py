@@ -10,19 +10,14 @@ from pathlib import Path
 import numpy
 import torch
 from scipy.stats import hypergeom
-from torch import Tensor
 
 from robusteval.attacks.transfer import Transfer
 from robusteval.errors import UsageError
 from robusteval.evaluation.assemble import SAMPLES
-from robusteval.evaluation.judge import judge
-from robusteval.evaluation.plan import Plan
-from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.plan import Plan, judge_samples
 from robusteval.evaluation.suite import Stage, load_suite
-from robusteval.models.base import frozen
-from robusteval.provenance import deterministic
 from robusteval.report import CONFIDENCE, SampleRow
-from robusteval.rng import SampleRng, derive_seed, seeded
+from robusteval.rng import SampleRng, derive_seed
 from robusteval.verdict import ROBUST, Verdict, Witness
 
 
@@ -64,23 +59,16 @@ def audit(plan: Plan, folder: Path, count: int, seed: int, told: Callable[[int],
     verdicts = {row.id: row.verdict for row in map(SampleRow.model_validate_json, lines)}
     claimed = sorted(sample for sample, verdict in verdicts.items() if verdict in ROBUST)
     chosen = sorted(random.Random(derive_seed(seed, "audit")).sample(claimed, min(count, len(claimed))))
+    exact = plan.config.model_copy(update={"precision": "float32", "compiled": False})
+    plan, stages, size = replace(plan, config=exact, budgets=(plan.threat,)), attacks(plan), plan.config.chunk_size
     broken: dict[int, Witness] = {}
-    size = plan.config.chunk_size
-    for part in (torch.tensor(chosen[first : first + size]) for first in range(0, len(chosen), size)):
-        broken |= _attacked(plan, part, seed)
+    for part in (chosen[first : first + size] for first in range(0, len(chosen), size)):
+        rng = SampleRng(seed, tuple(part), derive_seed(seed, "audit", *part))
+        broken |= judge_samples(plan, torch.tensor(part), rng, stages=stages).witnesses
         told(len(part))
     least, most = hidden(len(claimed), len(chosen), len(broken), 1 - CONFIDENCE)
     false = tuple(sample for sample in broken if verdicts[sample] is Verdict.CERTIFIED)
     return Audit(seed, len(lines), len(claimed), len(chosen), broken, false, least, most)
-
-
-def _attacked(plan: Plan, ids: Tensor, seed: int) -> dict[int, Witness]:
-    x, y = plan.split.images(ids).to(plan.device), plan.split.labels[ids].to(plan.device)
-    rng = SampleRng(seed, tuple(ids.tolist()), derive_seed(seed, "audit", *ids.tolist()))
-    with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
-        probe, ruling = Probe(module, plan.batch_size), plan.suite.repeat or plan.suite.smoothing
-        budget = {"queries": plan.config.queries, "repeat": ruling}
-        return judge(probe, x, y, ids, plan.threat, attacks(plan), rng, **budget).witnesses  # type: ignore[arg-type]
 
 
 def with_attacks_of(plan: Plan, name: str) -> Plan:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,15 @@ from robusteval.evaluation.preflight import (
     training_alarms,
 )
 from robusteval.evaluation.probe import OutOfMemoryError, Probe, failures
-from robusteval.evaluation.suite import Suite, load_suite
+from robusteval.evaluation.suite import Stage, Suite, load_suite
 from robusteval.models.base import LoadedModel, check_fit, frozen
 from robusteval.models.io import load_model, weights_digest
 from robusteval.provenance import DECIDING, cpu_count, deterministic, pick_device, version_of
 from robusteval.report import Finding, Search
 from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.threat import Norm, ThreatModel
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -122,49 +125,61 @@ def prepare(config: EvalConfig, model: LoadedModel | None = None, suite: Suite |
 
 
 def judge_chunk(plan: Plan, index: int, folder: Path, told: Callable[[str], None] = lambda stage: None) -> ChunkResult:
-    """Judge chunk ``index`` on one CPU thread and write it to ``folder``.
+    """Judge chunk ``index`` on one CPU thread and write it to ``folder``."""
+    size = plan.config.chunk_size
+    rows = torch.arange(index * size, min((index + 1) * size, len(plan.split)))
+    ids, seed = tuple(plan.split.ids[rows].tolist()), plan.config.seed
+    judgement = judge_samples(plan, rows, SampleRng(seed, ids, derive_seed(seed, "chunk", index)), told)
+    save_chunk(folder, index, judgement, plan.batch_size)
+    return ChunkResult(rows=judgement.rows, stages=judgement.stages, batch_size=plan.batch_size)
 
-    Where the device runs out of memory, the chunk is judged anew with batches of half the size, down to `MIN_BATCH`.
+
+def judge_samples(
+    plan: Plan,
+    rows: Tensor,
+    rng: SampleRng,
+    told: Callable[[str], None] = lambda stage: None,
+    stages: Sequence[Stage] | None = None,
+) -> Judgement:
+    """Judge the samples at the places ``rows`` (n,) of the split on one CPU thread, by ``stages`` or the whole suite.
+
+    Where the device runs out of memory, they are judged anew with batches of half the size, down to `MIN_BATCH`.
     """
+    x, y, ids = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device), plan.split.ids[rows]
+    suite = plan.suite
+    how = (suite.skip_certified, suite.repeat or suite.smoothing, told, plan.budgets, plan.config.queries)
+
+    def judged() -> Judgement:
+        with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
+            probe = Probe(module, plan.batch_size, plan.config.search)
+            return judge(probe, x, y, ids, plan.threat, suite.stages() if stages is None else stages, rng, *how)
+
+    return _within_memory(plan, judged, told)
+
+
+def _within_memory(plan: Plan, compute: Callable[[], T], told: Callable[[str], None] = lambda stage: None) -> T:
+    """Return what ``compute`` does; where the device runs out of memory, it has to with batches of half the size."""
     while True:
         try:
-            judgement, size = _judged(plan, index, told), plan.batch_size
-            break
+            return compute()
         except OutOfMemoryError:
             if plan.batch_size == MIN_BATCH or _randomised(plan):  # how a batch is split decides what such models draw
                 raise
             plan.halvings.count += 1
             told(f"out of memory, batch size {plan.batch_size}")
-    save_chunk(folder, index, judgement, size)
-    return ChunkResult(rows=judgement.rows, stages=judgement.stages, batch_size=size)
-
-
-def _judged(plan: Plan, index: int, told: Callable[[str], None]) -> Judgement:
-    size = plan.config.chunk_size
-    rows = torch.arange(index * size, min((index + 1) * size, len(plan.split)))
-    ids, seed = tuple(plan.split.ids[rows].tolist()), plan.config.seed
-    return judge_samples(plan, rows, SampleRng(seed, ids, derive_seed(seed, "chunk", index)), told)
-
-
-def judge_samples(
-    plan: Plan, rows: Tensor, rng: SampleRng, told: Callable[[str], None] = lambda stage: None
-) -> Judgement:
-    """Judge the samples at the places ``rows`` (n,) of the split on one CPU thread."""
-    x, y, ids = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device), plan.split.ids[rows]
-    suite = plan.suite
-    with deterministic(threads=1), seeded(rng.batch, plan.device), frozen(plan.model.module) as module:
-        probe = Probe(module, plan.batch_size, plan.config.search)
-        how = (suite.skip_certified, suite.repeat or suite.smoothing, told, plan.budgets, plan.config.queries)
-        return judge(probe, x, y, ids, plan.threat, suite.stages(), rng, *how)
 
 
 def preflight(plan: Plan) -> list[Finding]:
     """Run the checks on the first samples; raise `RobustevalError` for what is not allowed."""
     x, y = plan.split.images(slice(0, SAMPLES)).to(plan.device), plan.split.labels[:SAMPLES].to(plan.device)
-    found_training = plan.model.module.training
-    drawing = seeded(derive_seed(plan.config.seed, "preflight"), plan.device)
-    with deterministic(threads=1), drawing, frozen(plan.model.module) as module, failures("the model"):
-        findings = inspect(module, x, y, plan.split.info.num_classes, found_training, plan.threat)
+    found_training, num_classes = plan.model.module.training, plan.split.info.num_classes
+
+    def inspected() -> list[Finding]:
+        drawing = seeded(derive_seed(plan.config.seed, "preflight"), plan.device)
+        with deterministic(threads=1), drawing, frozen(plan.model.module) as module, failures("the model"):
+            return inspect(module, x, y, num_classes, found_training, plan.threat, plan.batch_size)
+
+    findings = _within_memory(plan, inspected)
     findings = foreseen(findings, plan.suite.repeat is not None, plan.suite.gradient_free)
     findings += training_alarms(plan.model.training)
     if plan.suite.smoothing:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robusteval.errors import RobustevalError, unknown
 from robusteval.evaluation.flags import autoattack_checks
+from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.reliability import gradient_findings
 from robusteval.report import Finding
 from robusteval.threat import ThreatModel
@@ -38,12 +39,19 @@ def _ours(name: str, severity: str, message: str, advice: str) -> Finding:
 
 
 def inspect(
-    model: nn.Module, x: Tensor, y: Tensor, num_classes: int, found_training: bool, threat: ThreatModel
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    num_classes: int,
+    found_training: bool,
+    threat: ThreatModel,
+    batch_size: int = SAMPLES,
 ) -> list[Finding]:
     """Run every check on at most `SAMPLES` inputs ``x`` (N, C, H, W) with labels ``y``.
 
-    ``model`` is in eval mode with frozen parameters. Raises `RobustevalError` where no attack could mean
-    anything: inputs outside [0,1], wrong output shape, NaN logits, labels out of range.
+    ``model`` is in eval mode with frozen parameters; gradients are taken of ``batch_size`` images at once. Raises
+    `RobustevalError` where no attack could mean anything: inputs outside [0,1], wrong output shape, NaN logits,
+    labels out of range.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
     with torch.no_grad():
@@ -52,7 +60,7 @@ def inspect(
     found = [*_train_mode(found_training), *_probabilities(logits)]
     randomised = list(_randomness(model, x, logits))
     found += randomised or _batch_dependence(model, x, logits)  # draws differ anyway
-    found += gradient_findings(model, x, y, threat, bool(randomised))
+    found += gradient_findings(Probe(model, batch_size), x, y, threat, bool(randomised))
     return found + autoattack_checks(model, x, y)
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import math
 
-from robusteval.report import Calibration, Comparison, CurvePoint, Rate, Report, StageResult, broken_at, closed_at
+from robusteval.report import (
+    Calibration,
+    Comparison,
+    CurvePoint,
+    Rate,
+    Report,
+    Search,
+    StageResult,
+    broken_at,
+    closed_at,
+)
 from robusteval.verdict import Verdict
 
 BRACKET = "certified <= true robust accuracy <= empirical <= clean"
@@ -164,6 +174,8 @@ def calibrated(found: Calibration, report: Report) -> list[str]:
     for name, ids in ((suite.name, found.only_suite_breaks), (against.name, found.only_against_breaks)):
         more = ", ..." if len(ids) > NAMED else ""
         said.append(f"broken by {name} alone: {', '.join(map(str, ids[:NAMED])) or 'none'}{more}")
+    if report.queries or report.search != Search():
+        said.append(f"{against.name} ran as it does by itself: in float32, not compiled, without a budget of queries")
     if suite.seconds:
         said.append(f"{against.name} took {against.seconds / suite.seconds:.3g} times as long")
     return said
