@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import product
@@ -25,7 +26,7 @@ from robusteval.bounds.graph import trace
 from robusteval.bounds.interval import intervals
 from robusteval.bounds.lowering import lower
 from robusteval.bounds.margins import MemoryBudgetError, Problem, linear_margins
-from robusteval.bounds.nodes import TRACED, Graph
+from robusteval.bounds.nodes import TRACED, Graph, UnsupportedError
 from robusteval.bounds.ops import ACTIVATIONS, LINEAR
 from robusteval.bounds.pooling import MaxPool
 from robusteval.bounds.tighten import tightened, worthwhile
@@ -702,6 +703,22 @@ def test_whatever_lies_in_memory_in_another_order_is_flattened_all_the_same(name
     x = torch.rand(3, 2, 3, 4, dtype=torch.float64)
     net = FLATTENED[name]().double().requires_grad_(False)
     assert torch.equal(trace(net, x)(x), net(x))
+
+
+def test_slices_of_the_batch_are_the_whole_batch_or_refused() -> None:
+    """Older torch traces ``x[:, 1:]`` as two slices, and ``x[:, 1:] = y`` as two scatters."""
+    x, end = torch.rand(3, 2, 3, 4, dtype=torch.float64), sys.maxsize
+    whole = Wrap(lambda x: 2 * aten.slice.Tensor(x, 0, 0, end))
+    written = Wrap(lambda x: 2 * aten.slice_scatter.default(x, 3 * x, 0, 0, end))
+    for net in (whole, written):
+        assert torch.equal(trace(net, x)(x), net(x))
+    for start, end in ((0, TRACED), (1, sys.maxsize), (0, -1)):
+        for part in (
+            Wrap(lambda x, a=start, b=end: 2 * aten.slice.Tensor(x, 0, a, b)),
+            Wrap(lambda x, a=start, b=end: 2 * aten.slice_scatter.default(x, 3 * x[a:b], 0, a, b)),
+        ):
+            with pytest.raises(UnsupportedError):
+                trace(part, x)
 
 
 def test_what_is_worth_a_pass_is_what_costs_the_margins_most() -> None:

@@ -7,6 +7,7 @@ its adjoint comes from autograd.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -31,6 +32,10 @@ from robusteval.bounds.ops import (
 )
 from robusteval.bounds.pooling import MaxPool
 
+aten = torch.ops.aten
+EVERY_SAMPLE = (0, 0, sys.maxsize)
+"""Dimension, start and end of a slice that is the whole batch, however large."""
+
 
 def lower(traced: fx.GraphModule, dtype: torch.dtype, given: Sequence[Tensor] = ()) -> Iterator[Node]:
     """Yield what depends on the input of a trace, in order, logits last; what does not becomes constants of ``dtype``.
@@ -52,8 +57,8 @@ def lower(traced: fx.GraphModule, dtype: torch.dtype, given: Sequence[Tensor] = 
             _check_output(step.args[0], places)
         elif step.op != "placeholder" and not any(used in places for used in step.all_input_nodes):
             constants[step] = _precise(_constant(step, constants), dtype)
-        elif _is_alias(step):
-            places[step] = places[step.args[0]]
+        elif (same := _alias_of(step)) is not None:
+            places[step] = places[same]
         else:
             node = _node(step, places, constants)
             places[step] = len(set(places.values()))
@@ -62,15 +67,23 @@ def lower(traced: fx.GraphModule, dtype: torch.dtype, given: Sequence[Tensor] = 
 
 def _writes_back(step: fx.Node, places: Mapping[fx.Node, int]) -> bool:
     """Whether a step only tells the input what was done to it in place, which the graph does to a copy."""
-    if step.target is not torch.ops.aten.copy_.default or step.users:
+    if step.target is not aten.copy_.default or step.users:
         return False
     return step.args[0].op == "placeholder" and step.args[0] in places  # type: ignore[union-attr]
 
 
-def _is_alias(step: fx.Node) -> bool:
+def _alias_of(step: fx.Node) -> Any:
+    """Return the argument that a step only hands on, None where it computes something."""
     if step.target is operator.getitem and step.args[1] != 0:
         raise UnsupportedError("unsupported: the second output of an operation")
-    return step.target is operator.getitem or step.target in ALIASES
+    if step.target is operator.getitem or step.target in ALIASES:
+        return step.args[0]
+    # The `:` in `x[:, 1:]`, which torch 2.6 traces as a slice of the batch.
+    if step.target is aten.slice.Tensor and step.args[1:] == EVERY_SAMPLE:
+        return step.args[0]
+    if step.target is aten.slice_scatter.default and step.args[2:] == EVERY_SAMPLE:
+        return step.args[1]
+    return None
 
 
 def _check_output(out: Any, places: Mapping[fx.Node, int]) -> None:
