@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import replace
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from test_evaluation import finish, in_memory, plan_for, same_evidence
+from test_evaluation import BASE, finish, in_memory, plan_for, same_evidence
 from test_judge import THREAT, samples
 from torch import Tensor, nn
 
 from robusteval.attacks.base import AttackResult
+from robusteval.certifiers.ibp import IBP
 from robusteval.comparison.calibrate import reference, side_by_side
 from robusteval.datasets.base import Split
 from robusteval.errors import RobustevalError, UsageError
 from robusteval.evaluation.audit import audit
-from robusteval.evaluation.config import MIN_BATCH
+from robusteval.evaluation.config import MIN_BATCH, EvalConfig
 from robusteval.evaluation.judge import judge
-from robusteval.evaluation.plan import Halvings, judge_chunk, preflight
+from robusteval.evaluation.plan import identity, judge_chunk, preflight, prepare
 from robusteval.evaluation.probe import Probe
-from robusteval.evaluation.suite import Stage
+from robusteval.evaluation.suite import Stage, Suite
 from robusteval.evaluation.validate import validate
+from robusteval.evaluation.verify import Source, subject, verify
 from robusteval.models.base import frozen
 from robusteval.report import Search
 from robusteval.rng import SampleRng
@@ -145,27 +148,100 @@ def test_too_large_a_batch_is_halved_and_changes_no_byte(digits_net: nn.Module, 
     assert same_evidence(tmp_path / "roomy", tmp_path / "cramped")
 
 
-def test_the_checks_before_the_first_attack_fit_the_device_too(digits_net: nn.Module) -> None:
-    plan = in_memory(Cramped(digits_net, 20, wanted=True).eval(), limit=100, chunk_size=100)
-    assert preflight(plan) == preflight(in_memory(digits_net, limit=100, chunk_size=100))
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_checks_before_the_first_attack_fit_the_device_too(digits_net: nn.Module, wanted: bool) -> None:
+    plan = in_memory(Cramped(digits_net, 20, wanted).eval(), limit=100, chunk_size=100)
+    roomy = in_memory(digits_net, limit=100, chunk_size=100)
+    assert preflight(plan) == preflight(roomy)
     assert (plan.batch_size, plan.halvings.count) == (MIN_BATCH, 3)
+    assert identity(plan)["logits_sha256"] == identity(roomy)["logits_sha256"]
 
 
-def test_calibrate_and_audit_halve_batches_too(digits_net: nn.Module, tmp_path: Path) -> None:
-    plan = in_memory(Cramped(digits_net, 16, wanted=True), limit=120, chunk_size=100)
-    finish(plan, tmp_path)
-    roomy = in_memory(digits_net, limit=120, chunk_size=100)
-    fresh = replace(plan, halvings=Halvings())
-    found, same = (audit(each, tmp_path, 100, seed=3) for each in (fresh, roomy))
-    assert fresh.halvings.count > 0
-    assert found.sampled > 16
-    assert (found.sampled, found.broken.keys()) == (same.sampled, same.broken.keys())
-    fresh = replace(plan, halvings=Halvings())
-    sides = side_by_side(fresh, reference(fresh, "rapid"), range(100), 100)
-    assert fresh.halvings.count > 0
-    assert [side.robust for side in sides] == [
-        side.robust for side in side_by_side(roomy, reference(roomy, "rapid"), range(100), 100)
-    ]
+class Moody(nn.Module):
+    """A net with noise on its logits that hides the gradient of some images, by chance."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        shown = torch.rand(len(x), 1, 1, 1) > 0.02
+        logits: Tensor = self.net(torch.where(shown, x, x.detach()))
+        return logits + 0.01 * torch.randn_like(logits)
+
+
+def test_what_is_found_in_a_randomised_model_does_not_depend_on_the_batch_size(digits_net: nn.Module) -> None:
+    """Else who checks its report with another would miss findings."""
+    plans = [in_memory(Moody(digits_net), limit=64, batch_size=size, allow=("randomised",)) for size in (16, 17, 64)]
+    first, *others = ([one for one in preflight(plan) if one.name != "randomised"] for plan in plans)
+    assert "zero-gradients" in [finding.name for finding in first]
+    assert all(other == first for other in others)
+
+
+def test_all_that_is_done_with_a_report_fits_the_device_that_it_was_made_on(
+    digits_net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(room: int) -> Source:
+        """Offer the model under a name that a user would give."""
+        module = ModuleType("device")
+        vars(module)["make"] = lambda: Cramped(digits_net, room)
+        monkeypatch.setitem(sys.modules, "device", module)
+        return Source(model="device:make")
+
+    source = on(room=20)
+    config = EvalConfig.model_validate({**BASE, "model": source.model, "limit": 120, "chunk_size": 100, "workers": 1})
+    assert finish(prepare(config), tmp_path).batch_size == MIN_BATCH
+    verified = verify(tmp_path, on(room=64))  # room for the checks, not for a chunk
+    assert (verified.problems, verified.replayed.clean) == ((), 120)
+    few, many = subject(tmp_path, on(room=20)), subject(tmp_path, on(room=1000))
+    audited, roomy = (audit(plan, tmp_path, 100, 3) for plan in (few, many))
+    assert few.halvings.count > 0 == many.halvings.count
+    assert audited.sampled > MIN_BATCH
+    assert (audited.sampled, audited.broken.keys()) == (roomy.sampled, roomy.broken.keys())
+    few = subject(tmp_path, on(room=20))
+    sides, same = (side_by_side(plan, reference(plan, "rapid"), range(100), 100) for plan in (few, many))
+    assert few.halvings.count > 0
+    assert [side.verdicts for side in sides] == [side.verdicts for side in same]
+    assert [len(side.seconds) for side in sides] == [1, 1]
+
+
+class Recorder:
+    """Asks without end, and remembers about how many images, in which precision and within what."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.exact: list[bool] = []
+        self.within: list[str] = []
+
+    def supports(self, threat: ThreatModel) -> bool:
+        return True
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, rng: SampleRng) -> AttackResult:
+        self.within.append(threat.label)
+        self.asked.append(0)
+        with torch.no_grad():
+            for _ in range(100):
+                logits = model(x)
+                self.asked[-1] += 1
+                self.exact.append(not torch.equal(logits, logits.bfloat16().float()))
+        return AttackResult(x)
+
+
+def test_an_audit_runs_the_attacks_alone_in_float32_within_the_queries_of_the_run(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(model_folder, precision="bfloat16", queries=10, eps="0.05,0.1", limit=30)
+    report = finish(plan, tmp_path)
+    recorder = Recorder()
+    stages = [Stage("bound", "certifier", IBP()), Stage("record", "attack", recorder)]
+    monkeypatch.setattr(Suite, "stages", lambda self: stages)
+    monkeypatch.setattr(IBP, "__call__", lambda *given: pytest.fail("an audit certifies nothing"))
+    found = audit(plan, tmp_path, 5, 0)
+    assert found.sampled == 5
+    assert all(recorder.exact)
+    assert set(recorder.within) == {report.threat.eps}
+    assert len(recorder.asked) == 5
+    assert max(recorder.asked) <= 10
 
 
 def test_a_device_too_small_for_the_smallest_batch_ends_the_run(digits_net: nn.Module, tmp_path: Path) -> None:

@@ -10,15 +10,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from robusteval.bounds.graph import trace
 from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.assemble import REPORT
 from robusteval.evaluation.plan import Plan, judge_samples
 from robusteval.evaluation.suite import load_suite
 from robusteval.mcnemar import mcnemar
+from robusteval.models.base import frozen
 from robusteval.provenance import environment
 from robusteval.report import Calibration, SuiteCost
-from robusteval.rng import SampleRng, derive_seed
+from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.runs import file_digest
 from robusteval.verdict import ROBUST, Verdict
 
@@ -43,9 +46,12 @@ class Side:
 
     def judge(self, places: Sequence[int], part: int) -> None:
         """Judge the samples at ``places`` of the split."""
-        began, seed, ids = time.perf_counter(), self.plan.config.seed, self.plan.split.ids[list(places)]
+        seed, ids = self.plan.config.seed, self.plan.split.ids[list(places)]
         rng = SampleRng(seed, tuple(ids.tolist()), derive_seed(seed, "calibrate", part))
-        done = judge_samples(self.plan, torch.tensor(places), rng)
+        halved = -1
+        while halved != self.plan.halvings.count:  # what ran out of memory on the way is none of the suite's seconds
+            halved, began = self.plan.halvings.count, time.perf_counter()
+            done = judge_samples(self.plan, torch.tensor(places), rng)
         self.seconds.append(time.perf_counter() - began)
         self.verdicts |= {row.id: row.verdict for row in done.rows}
         self.forward += sum(stage.forward for stage in done.stages)
@@ -72,6 +78,7 @@ def side_by_side(
     and their randomness follows from the number. Raises `SoundnessContradiction` where one proves what the other
     breaks.
     """
+    _warm_up(plan)
     sides = (Side(plan, {}, []), Side(other, {}, []))
     for part, first in enumerate(range(0, len(places), size), start=begin):
         some = places[first : first + size]
@@ -80,6 +87,13 @@ def side_by_side(
             told(len(some), side.plan.suite.name)
         _refuse_contradictions(*sides)
     return sides
+
+
+def _warm_up(plan: Plan) -> None:
+    """Do what only the first use of torch's tracer and of the device costs, so that no suite's seconds hold it."""
+    trace(nn.Flatten(), torch.zeros(1, 1, 2, 2))
+    with torch.no_grad(), seeded(0, plan.device), frozen(plan.model.module) as module:
+        module(plan.split.images(slice(0, 1)).to(plan.device))
 
 
 def _refuse_contradictions(one: Side, other: Side) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from pyautoattack import checks
-from torch import Tensor, nn
+from torch import Tensor
 
 from robusteval.report import Finding, Rate
 
@@ -33,7 +33,7 @@ def _theirs(name: str, messages: _Messages) -> list[Finding]:
     ]
 
 
-def autoattack_checks(model: nn.Module, x: Tensor, y: Tensor) -> list[Finding]:
+def autoattack_checks(model: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> list[Finding]:
     """Run AutoAttack's checks on the model's outputs, range and dynamics."""
     found = []
     randomised, proportions, dynamic = _Messages(), _Messages(), _Messages()

@@ -154,23 +154,33 @@ def judge_samples(
             probe = Probe(module, plan.batch_size, plan.config.search)
             return judge(probe, x, y, ids, plan.threat, suite.stages() if stages is None else stages, rng, *how)
 
-    return _within_memory(plan, judged, told)
+    return within_memory(plan, judged, told)
 
 
-def _within_memory(plan: Plan, compute: Callable[[], T], told: Callable[[str], None] = lambda stage: None) -> T:
-    """Return what ``compute`` does; where the device runs out of memory, it has to with batches of half the size."""
+def within_memory(plan: Plan, compute: Callable[[], T], told: Callable[[str], None] = lambda stage: None) -> T:
+    """Return what ``compute`` does; where the device runs out of memory, halve the plan's batches and call it again.
+
+    A randomised model's error is raised: how a batch is split decides what such a model draws.
+    """
     while True:
         try:
             return compute()
         except OutOfMemoryError:
-            if plan.batch_size == MIN_BATCH or _randomised(plan):  # how a batch is split decides what such models draw
+            if plan.batch_size == MIN_BATCH or _randomised(plan):
                 raise
             plan.halvings.count += 1
             told(f"out of memory, batch size {plan.batch_size}")
 
 
 def preflight(plan: Plan) -> list[Finding]:
-    """Run the checks on the first samples; raise `RobustevalError` for what is not allowed."""
+    """Return what the checks on the first samples find; raise `RobustevalError` for what is not allowed."""
+    findings = checks(plan)
+    refuse_unless_allowed(findings, plan.config.allow)
+    return findings
+
+
+def checks(plan: Plan) -> list[Finding]:
+    """Run the checks on the first samples."""
     x, y = plan.split.images(slice(0, SAMPLES)).to(plan.device), plan.split.labels[:SAMPLES].to(plan.device)
     found_training, num_classes = plan.model.module.training, plan.split.info.num_classes
 
@@ -179,12 +189,10 @@ def preflight(plan: Plan) -> list[Finding]:
         with deterministic(threads=1), drawing, frozen(plan.model.module) as module, failures("the model"):
             return inspect(module, x, y, num_classes, found_training, plan.threat, plan.batch_size)
 
-    findings = _within_memory(plan, inspected)
-    findings = foreseen(findings, plan.suite.repeat is not None, plan.suite.gradient_free)
+    findings = foreseen(within_memory(plan, inspected), plan.suite.repeat is not None, plan.suite.gradient_free)
     findings += training_alarms(plan.model.training)
     if plan.suite.smoothing:
         findings += noise_of_training(plan.model.training, plan.suite.smoothing.sigma)
-    refuse_unless_allowed(findings, plan.config.allow)
     return findings
 
 
@@ -206,7 +214,7 @@ def _behaviour(plan: Plan) -> str:
 def _thousandths(plan: Plan, module: nn.Module) -> Tensor:
     x = plan.split.images(slice(0, SAMPLES)).to(plan.device)
     with seeded(derive_seed(plan.config.seed, "behaviour"), plan.device):
-        logits: Tensor = module(x)
+        logits: Tensor = Probe(module, MIN_BATCH)(x)  # in parts that do not depend on --batch-size, to round alike
     return logits.double().mul(1000).round().cpu()
 
 

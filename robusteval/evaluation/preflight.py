@@ -5,7 +5,8 @@ A finding of severity "error" means that the numbers would be doubtful: the run 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from robusteval.evaluation.flags import autoattack_checks
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.reliability import gradient_findings
 from robusteval.report import Finding
+from robusteval.rng import seeded
 from robusteval.threat import ThreatModel
 
 STOPPING = (
@@ -49,25 +51,38 @@ def inspect(
 ) -> list[Finding]:
     """Run every check on at most `SAMPLES` inputs ``x`` (N, C, H, W) with labels ``y``.
 
-    ``model`` is in eval mode with frozen parameters; gradients are taken of ``batch_size`` images at once. Raises
+    ``model`` is in eval mode with frozen parameters, and is asked about ``batch_size`` images at once. Raises
     `RobustevalError` where no attack could mean anything: inputs outside [0,1], wrong output shape, NaN logits,
     labels out of range.
     """
     x, y = x[:SAMPLES], y[:SAMPLES]
-    with torch.no_grad():
-        logits = model(x)
+    ask = partial(_ask, model, num_classes, batch_size)
+    logits = ask(x)
     _refuse_impossible(x, y, logits, num_classes)
     found = [*_train_mode(found_training), *_probabilities(logits)]
-    randomised = list(_randomness(model, x, logits))
+    randomised = list(_randomness(ask, x, logits))
     found += randomised or _batch_dependence(model, x, logits)  # draws differ anyway
-    found += gradient_findings(Probe(model, batch_size), x, y, threat, bool(randomised))
-    return found + autoattack_checks(model, x, y)
+    graded = model if randomised else Probe(model, batch_size)  # what a randomised model draws depends on the split
+    with seeded(0, x.device):
+        found += gradient_findings(graded, x, y, threat, bool(randomised))
+    return found + autoattack_checks(ask, x, y)
 
 
-def _refuse_impossible(x: Tensor, y: Tensor, logits: object, num_classes: int) -> None:
-    if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(x), num_classes):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise RobustevalError(f"the model returns {got} for {len(x)} inputs; expected ({len(x)}, {num_classes}).")
+def _ask(model: nn.Module, num_classes: int, batch_size: int, x: Tensor) -> Tensor:
+    """Return the logits (N, K) for ``x``, taken of ``batch_size`` images at once."""
+    found = []
+    for part in torch.tensor_split(x, -(-len(x) // batch_size)):
+        with torch.no_grad():
+            logits: object = model(part)
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(part), num_classes):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            expected = (len(part), num_classes)
+            raise RobustevalError(f"the model returns {got} for {len(part)} inputs; expected {expected}.")
+        found.append(logits)
+    return torch.cat(found)
+
+
+def _refuse_impossible(x: Tensor, y: Tensor, logits: Tensor, num_classes: int) -> None:
     if not logits.isfinite().all():
         count = int((~logits.isfinite().all(1)).sum())
         raise RobustevalError(f"the model returns NaN or infinite logits on {count} of the first {len(x)} samples.")
@@ -112,10 +127,9 @@ def _agreement(model: nn.Module, logits: Tensor) -> float:
     return max([AGREEMENT, *(ROUNDINGS * torch.finfo(kind).eps for kind in kinds)])
 
 
-def _randomness(model: nn.Module, x: Tensor, logits: Tensor) -> Iterable[Finding]:
+def _randomness(ask: Callable[[Tensor], Tensor], x: Tensor, logits: Tensor) -> Iterable[Finding]:
     """Compare calls on one and the same batch, which round alike in any precision."""
-    with torch.no_grad():
-        spread = max(_spread(logits, model(x)) for _ in range(4))
+    spread = max(_spread(logits, ask(x)) for _ in range(4))
     if spread > AGREEMENT:
         yield _ours(
             "randomised",

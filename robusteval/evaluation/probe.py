@@ -100,8 +100,10 @@ class Probe(nn.Module):
         self._backward += len(grad)
         asked.append(grad.detach().abs().amax(1) > 0)
 
-    def _look_at(self, grad: Tensor, asked: list[Tensor]) -> None:
+    def _look_at(self, grad: Tensor | None, asked: list[Tensor]) -> None:
         """Count what came back; a loss that asks nothing of the logits gets nothing from the model."""
+        if grad is None:  # the model's own backward says so, and whoever asked for the gradient sees it
+            return
         size = grad.detach().flatten(1).abs().amax(1)
         odd = torch.stack([(size == 0) & asked.pop(), ~size.isfinite()]).sum(1)
         self._odd = odd if self._odd is None else self._odd + odd

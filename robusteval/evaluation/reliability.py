@@ -19,7 +19,7 @@ from robusteval.attacks._losses import cross_entropy, margin_loss
 from robusteval.attacks._steps import ascend
 from robusteval.attacks.apgd import APGD
 from robusteval.attacks.square import Square
-from robusteval.errors import RobustevalError
+from robusteval.evaluation.probe import OutOfMemoryError
 from robusteval.models.base import summary
 from robusteval.report import Finding, Severity
 from robusteval.rng import SampleRng, generator
@@ -76,7 +76,7 @@ def _differentiating() -> Iterator[None]:
     """
     try:
         yield
-    except (RobustevalError, torch.OutOfMemoryError):
+    except (OutOfMemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise _NoGradientError(summary(error)) from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from robusteval.catalog import first_problem
 from robusteval.errors import RobustevalError, UsageError
@@ -21,7 +22,7 @@ from robusteval.evaluation.aftermath import abstentions, aftermath
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.chunks import witness_path
 from robusteval.evaluation.config import EvalConfig
-from robusteval.evaluation.plan import Plan, preflight, prepare
+from robusteval.evaluation.plan import Plan, checks, prepare, within_memory
 from robusteval.evaluation.preflight import STOPPING
 from robusteval.evaluation.probe import Probe
 from robusteval.evaluation.proofs import load_proofs, proof_path
@@ -98,7 +99,7 @@ def subject(folder: Path, source: Source) -> Plan:
         "device": source.device,
         "witnesses": None,
         "download": False,
-        "allow": STOPPING,  # what the report leaves out is said, not raised
+        "allow": tuple(finding.name for finding in report.findings if finding.name in STOPPING),
     }
     if source.architecture or Path(str(model)).is_dir():
         changes["architecture"] = source.architecture
@@ -127,8 +128,9 @@ def verify(folder: Path, source: Source) -> Verification:
     if not problems:
         problems += _missing_findings(report, plan)
         with deterministic(threads=1), frozen(plan.model.module) as module:
-            for chunk in _chunks(folder, report, plan, Probe(module, plan.batch_size)):
-                done = done.joined(replay(chunk, plan, source.votes))
+            for index in plan.chunks:
+                again = partial(_replayed, module, folder, index, report, plan, source.votes)
+                done = done.joined(within_memory(plan, again))
         problems += done.problems
     return Verification(tuple(problems), done, time.perf_counter() - began, report.seconds)
 
@@ -198,7 +200,7 @@ def _missing_findings(report: Report, plan: Plan) -> Iterator[str]:
     """Yield findings about model or stages that the report leaves out."""
     broken = broken_at(report.threat.eps, report.stages, report.curve)
     classes, norm = plan.split.info.num_classes, plan.threat.norm
-    found = [*preflight(plan), *aftermath(report.results, report.stages, broken, plan.suite, classes, norm)]
+    found = [*checks(plan), *aftermath(report.results, report.stages, broken, plan.suite, classes, norm)]
     found += abstentions(report.guarantee, report.data.evaluated) if report.guarantee else ()
     stated = {(finding.name, finding.severity, finding.origin) for finding in report.findings}
     for name, severity, origin in dict.fromkeys((one.name, one.severity, one.origin) for one in found):
@@ -206,15 +208,14 @@ def _missing_findings(report: Report, plan: Plan) -> Iterator[str]:
             yield f"the finding '{name}' ({severity}, by {origin}) is missing from the report"
 
 
-def _chunks(folder: Path, report: Report, plan: Plan, probe: Probe) -> Iterator[Chunk]:
-    lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
-    size = report.chunk_size
-    for index in range(-(-len(lines) // size)):
-        rows = slice(index * size, (index + 1) * size)
-        stored = [SampleRow.model_validate_json(line) for line in lines[rows]]
-        path = witness_path(folder, index)
-        ids, x_adv = load_witnesses(path) if path.exists() else ([], torch.zeros(0))
-        witnesses: dict[int, Tensor] = dict(zip(ids, x_adv, strict=True))
-        x, y = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device)
-        rng = SampleRng(report.seed, tuple(plan.split.ids[rows].tolist()), derive_seed(report.seed, "chunk", index))
-        yield Chunk(probe, x, y, stored, witnesses, load_proofs(proof_path(folder, index)), rng)
+def _replayed(module: nn.Module, folder: Path, index: int, report: Report, plan: Plan, votes: float) -> Replayed:
+    rows = slice(index * report.chunk_size, (index + 1) * report.chunk_size)
+    lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()[rows]
+    stored = [SampleRow.model_validate_json(line) for line in lines]
+    path = witness_path(folder, index)
+    ids, x_adv = load_witnesses(path) if path.exists() else ([], torch.zeros(0))
+    witnesses: dict[int, Tensor] = dict(zip(ids, x_adv, strict=True))
+    x, y = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device)
+    rng = SampleRng(report.seed, tuple(plan.split.ids[rows].tolist()), derive_seed(report.seed, "chunk", index))
+    probe, proofs = Probe(module, plan.batch_size), load_proofs(proof_path(folder, index))
+    return replay(Chunk(probe, x, y, stored, witnesses, proofs, rng), plan, votes)
