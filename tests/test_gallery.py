@@ -53,12 +53,14 @@ class Defence(nn.Module):
         return self.after(self.net(self.before(x)))
 
 
-class Reversed(torch.autograd.Function):
-    """The identity, whose gradient points the other way."""
-
+class Identity(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return x.view_as(x)
+
+
+class Reversed(Identity):
+    """The identity, whose gradient points the other way."""
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -80,12 +82,8 @@ class Undifferentiated(torch.autograd.Function):
         return grad, None
 
 
-class Silent(torch.autograd.Function):
+class Silent(Identity):
     """The identity, whose backward pass hands on nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -206,7 +206,7 @@ def test_all_that_is_done_with_a_report_fits_the_device_that_it_was_made_on(
 
 
 class Recorder:
-    """Asks without end, and remembers about how many images, in which precision and within what."""
+    """Asks again and again, and remembers how often, in which precision and within what."""
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -222,7 +222,7 @@ class Recorder:
         with torch.no_grad():
             for _ in range(100):
                 logits = model(x)
-                self.asked[-1] += 1
+                self.asked[-1] += len(x)
                 self.exact.append(not torch.equal(logits, logits.bfloat16().float()))
         return AttackResult(x)
 

@@ -16,11 +16,12 @@ from robusteval.bounds.graph import trace
 from robusteval.errors import SoundnessContradiction, UsageError
 from robusteval.evaluation.assemble import REPORT
 from robusteval.evaluation.plan import Plan, judge_samples
+from robusteval.evaluation.probe import Probe, failures
 from robusteval.evaluation.suite import load_suite
 from robusteval.mcnemar import mcnemar
 from robusteval.models.base import frozen
 from robusteval.provenance import environment
-from robusteval.report import Calibration, SuiteCost
+from robusteval.report import Calibration, Search, SuiteCost
 from robusteval.rng import SampleRng, derive_seed, seeded
 from robusteval.runs import file_digest
 from robusteval.verdict import ROBUST, Verdict
@@ -92,8 +93,8 @@ def side_by_side(
 def _warm_up(plan: Plan) -> None:
     """Do what only the first use of torch's tracer and of the device costs, so that no suite's seconds hold it."""
     trace(nn.Flatten(), torch.zeros(1, 1, 2, 2))
-    with torch.no_grad(), seeded(0, plan.device), frozen(plan.model.module) as module:
-        module(plan.split.images(slice(0, 1)).to(plan.device))
+    with torch.no_grad(), seeded(0, plan.device), frozen(plan.model.module) as module, failures("the model"):
+        Probe(module, plan.batch_size)(plan.split.images(slice(0, 1)).to(plan.device))
 
 
 def _refuse_contradictions(one: Side, other: Side) -> None:
@@ -113,7 +114,7 @@ def reference(plan: Plan, name: str) -> Plan:
     suite = load_suite(name, plan.threat)
     if (suite.smoothing, suite.repeat) != (plan.suite.smoothing, plan.suite.repeat):
         raise UsageError(f"suite '{name}' decides samples in another way than '{plan.suite.name}'; name another.")
-    exact = plan.config.model_copy(update={"precision": "float32", "compiled": False, "queries": None})
+    exact = plan.config.model_copy(update={**Search().model_dump(), "queries": None})
     return replace(plan, config=exact, suite=suite, budgets=(plan.threat,))
 
 

@@ -16,7 +16,7 @@ from robusteval.errors import UsageError
 from robusteval.evaluation.assemble import SAMPLES
 from robusteval.evaluation.plan import Plan, judge_samples
 from robusteval.evaluation.suite import Stage, load_suite
-from robusteval.report import CONFIDENCE, SampleRow
+from robusteval.report import CONFIDENCE, SampleRow, Search
 from robusteval.rng import SampleRng, derive_seed
 from robusteval.verdict import ROBUST, Verdict, Witness
 
@@ -59,7 +59,7 @@ def audit(plan: Plan, folder: Path, count: int, seed: int, told: Callable[[int],
     verdicts = {row.id: row.verdict for row in map(SampleRow.model_validate_json, lines)}
     claimed = sorted(sample for sample, verdict in verdicts.items() if verdict in ROBUST)
     chosen = sorted(random.Random(derive_seed(seed, "audit")).sample(claimed, min(count, len(claimed))))
-    exact = plan.config.model_copy(update={"precision": "float32", "compiled": False})
+    exact = plan.config.model_copy(update=Search().model_dump())
     plan, stages, size = replace(plan, config=exact, budgets=(plan.threat,)), attacks(plan), plan.config.chunk_size
     broken: dict[int, Witness] = {}
     for part in (chosen[first : first + size] for first in range(0, len(chosen), size)):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robusteval.errors import RobustevalError, unknown
 from robusteval.evaluation.flags import autoattack_checks
-from robusteval.evaluation.probe import Probe
+from robusteval.evaluation.probe import Probe, pieces
 from robusteval.evaluation.reliability import gradient_findings
 from robusteval.report import Finding
 from robusteval.rng import seeded
@@ -71,7 +71,7 @@ def inspect(
 def _ask(model: nn.Module, num_classes: int, batch_size: int, x: Tensor) -> Tensor:
     """Return the logits (N, K) for ``x``, taken of ``batch_size`` images at once."""
     found = []
-    for part in torch.tensor_split(x, -(-len(x) // batch_size)):
+    for part in pieces(x, batch_size):
         with torch.no_grad():
             logits: object = model(part)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(part), num_classes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +35,11 @@ def failures(what: str) -> Iterator[None]:
         raise OutOfMemoryError(f"{what} ran out of memory; try a smaller --batch-size.") from error
     except Exception as error:
         raise RobustevalError(f"{what} failed: {summary(error)}") from error
+
+
+def pieces(x: Tensor, size: int) -> Sequence[Tensor]:
+    """Return images ``x`` (N, ...), N > 0, in nearly equal pieces of at most ``size``."""
+    return torch.tensor_split(x, -(-len(x) // size))
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,7 @@ class Probe(nn.Module):
         return self._call(torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])]))[: len(x)]
 
     def _split(self, x: Tensor) -> Tensor:
-        pieces = torch.tensor_split(x, -(-len(x) // self.batch_size))
-        return torch.cat([self._piece(piece) for piece in pieces])
+        return torch.cat([self._piece(piece) for piece in pieces(x, self.batch_size)])
 
     def _piece(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:

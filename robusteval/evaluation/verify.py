@@ -6,7 +6,7 @@ What stays a claim is what no evidence tells: seconds, passes, versions, and tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,9 +127,10 @@ def verify(folder: Path, source: Source) -> Verification:
     done = Replayed()
     if not problems:
         problems += _missing_findings(report, plan)
+        lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()
         with deterministic(threads=1), frozen(plan.model.module) as module:
             for index in plan.chunks:
-                again = partial(_replayed, module, folder, index, report, plan, source.votes)
+                again = partial(_replayed, module, folder, index, lines, plan, source.votes)
                 done = done.joined(within_memory(plan, again))
         problems += done.problems
     return Verification(tuple(problems), done, time.perf_counter() - began, report.seconds)
@@ -208,14 +209,14 @@ def _missing_findings(report: Report, plan: Plan) -> Iterator[str]:
             yield f"the finding '{name}' ({severity}, by {origin}) is missing from the report"
 
 
-def _replayed(module: nn.Module, folder: Path, index: int, report: Report, plan: Plan, votes: float) -> Replayed:
-    rows = slice(index * report.chunk_size, (index + 1) * report.chunk_size)
-    lines = (folder / SAMPLES).read_text(encoding="utf-8").splitlines()[rows]
-    stored = [SampleRow.model_validate_json(line) for line in lines]
+def _replayed(module: nn.Module, folder: Path, index: int, lines: Sequence[str], plan: Plan, votes: float) -> Replayed:
+    size, seed = plan.config.chunk_size, plan.config.seed
+    rows = slice(index * size, (index + 1) * size)
+    stored = [SampleRow.model_validate_json(line) for line in lines[rows]]
     path = witness_path(folder, index)
     ids, x_adv = load_witnesses(path) if path.exists() else ([], torch.zeros(0))
     witnesses: dict[int, Tensor] = dict(zip(ids, x_adv, strict=True))
     x, y = plan.split.images(rows).to(plan.device), plan.split.labels[rows].to(plan.device)
-    rng = SampleRng(report.seed, tuple(plan.split.ids[rows].tolist()), derive_seed(report.seed, "chunk", index))
+    rng = SampleRng(seed, tuple(plan.split.ids[rows].tolist()), derive_seed(seed, "chunk", index))
     probe, proofs = Probe(module, plan.batch_size), load_proofs(proof_path(folder, index))
     return replay(Chunk(probe, x, y, stored, witnesses, proofs, rng), plan, votes)
